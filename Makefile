@@ -1,0 +1,29 @@
+# Every target works on a fresh machine: it brings uv, Python packages and the model itself.
+.DEFAULT_GOAL := help
+PYTHON ?= 3.11
+UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
+RUN := .venv/bin/
+
+help:  ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.stamp  ## Create .venv with everything that demo, test and check need
+
+.venv/.stamp: pyproject.toml scripts/setup
+	@bash scripts/setup $(PYTHON)
+	@touch $@
+
+demo: setup  ## From a manifest to an answer on this machine, no cluster needed
+	@$(RUN)shoal demo
+
+test: setup  ## Run the whole test suite
+	$(RUN)python -m pytest
+
+check: setup  ## Formatting, lint, types, import rules, generated files fresh
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+	$(RUN)python -m shoal_api.crd --check
+
+.PHONY: help setup demo test check

@@ -1,0 +1,106 @@
+"""What crosses the socket between API process and engine process: token ids and numbers, never text or tensors.
+
+Typed msgpack (msgspec), so a malformed frame is an error and nothing in it can be executed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal_engine.sampling_params import SamplingParams
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """One generation. n > 1 is fanned out by the API process into requests of n=1 with derived seeds."""
+
+    id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0  # lower runs sooner, as in vLLM
+    cache_salt: str = ""
+    adapter: str = ""
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    ids: list[str]
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Leave the loop and exit 0; the API process has already drained or given up."""
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    token_id: int
+    logprob: float
+    rank: int  # 1 = most likely
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The chosen token and the k most likely ones, by falling logprob."""
+
+    chosen: Logprob
+    top: list[Logprob]
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """What one step did for one request. `finish_reason` is set exactly once: stop, length, abort or error."""
+
+    id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None  # once, with the first token; [0] is None
+    num_cached_tokens: int | None = None  # once, with the first token: prompt tokens served from the prefix cache
+    finish_reason: str | None = None
+    stop_reason: int | None = None  # the stop token id that ended it, None for EOS
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Gauges as of this step and counters since start; names follow vLLM's metrics."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0  # uncomputed prompt tokens of the waiting requests
+    kv_cache_usage: float = 0.0  # 0..1
+    prefix_cache_queries: int = 0  # tokens
+    prefix_cache_hits: int = 0  # tokens
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    step_seconds: float = 0.0  # of the last step
+    step_tokens: int = 0  # of the last step
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    outputs: list[Output]
+    stats: Stats
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    phase: str  # "weights", "warmup", ...
+    done: int = 0
+    total: int = 0  # bytes for "weights"; 0 = unknown
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Sent after one real token has been generated."""
+
+    max_model_len: int
+    num_blocks: int
+    block_tokens: int
+    vocab_size: int
+    device: str
+    dtype: str
+    load_seconds: dict[str, float]  # by phase
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The engine process is about to exit; `message` is for the user and says what to do."""
+
+    message: str
+    exit_code: int
+
+
+ToEngine = Submit | Abort | Stop
+FromEngine = Outputs | Loading | Ready | Failed
