@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal_engine.errors import InvalidRequest
 
@@ -40,6 +40,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    detokenize: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _strings(self.stop))
@@ -61,6 +62,13 @@ class SamplingParams:
         for token_id, bias in (self.logit_bias or {}).items():
             if not -100.0 <= bias <= 100.0:
                 raise InvalidRequest(f"logit_bias of token {token_id} must be between -100 and 100", param="logit_bias")
+
+    def fan_out(self) -> list[SamplingParams]:
+        """One n=1 request per completion. Seeds are derived, so a seeded n=3 gives three different, repeatable texts."""
+        if self.n == 1:
+            return [self]
+        seeds = [None] * self.n if self.seed is None else [self.seed + index for index in range(self.n)]
+        return [replace(self, n=1, seed=seed) for seed in seeds]
 
     @property
     def greedy(self) -> bool:

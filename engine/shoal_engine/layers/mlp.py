@@ -1,0 +1,20 @@
+"""The gated feed-forward of Llama-like models: down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from shoal_engine.kernels.interface import Kernels
+from shoal_engine.layers.linear import Linear
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, gate_up_proj: Linear, down_proj: Linear, kernels: Kernels) -> None:
+        super().__init__()
+        self.gate_up_proj = gate_up_proj
+        self.down_proj = down_proj
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, H] -> [T, H]."""
+        return self.down_proj(self.kernels.silu_mul(self.gate_up_proj(x)))  # type: ignore[no-any-return]

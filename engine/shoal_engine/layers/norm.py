@@ -1,0 +1,23 @@
+"""Root-mean-square normalisation, alone or fused with the residual addition before it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from shoal_engine.kernels.interface import Kernels
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, weight: Tensor, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, H] -> [T, H]."""
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual += x in place, then normalise it."""
+        return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)

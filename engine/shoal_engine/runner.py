@@ -1,0 +1,67 @@
+"""A model and its KV cache on one device: runs the chunks of a plan. Knows nothing of queues, sampling or sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal_engine.batch import BatchBuilder
+from shoal_engine.cache_layout import CacheLayout
+from shoal_engine.checkpoint import Checkpoint
+from shoal_engine.config import ModelConfig
+from shoal_engine.kernels.interface import Kernels
+from shoal_engine.models import model_class
+from shoal_engine.models.llama import Llama
+from shoal_engine.scheduler import Plan
+from shoal_engine.weights import RandomWeights, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model runs, in which type, with which kernels."""
+
+    device: torch.device
+    dtype: torch.dtype
+    kernels: Kernels
+
+
+class Runner:
+    def __init__(self, model: Llama, layout: CacheLayout, num_blocks: int, max_num_seqs: int, max_model_len: int, place: Placement):
+        self.model = model
+        self.cache = torch.zeros(
+            (layout.num_layers, num_blocks, 2, layout.num_kv_heads, layout.block_tokens, layout.head_dim),
+            dtype=place.dtype,
+            device=place.device,
+        )
+        self._builder = BatchBuilder(max_num_seqs, layout.blocks_for(max_model_len), layout.block_tokens)
+
+    def run(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Run every chunk: hidden states [T, H] of all tokens in plan order, and rows [S] of those to sample from."""
+        self._builder.release(plan.preempted)
+        batch = self._builder.build(plan)
+        return self.model(batch.token_ids, batch.attention, self.cache), batch.sample_rows
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, H] -> [S, vocab] in the model's dtype."""
+        return self.model.logits(hidden)
+
+    def release(self, request_ids: Iterable[str]) -> None:
+        """Forget requests that have ended."""
+        self._builder.release(request_ids)
+
+
+def load_model(
+    config: ModelConfig, checkpoint: Checkpoint, place: Placement, max_model_len: int, progress: Callable[[int], None]
+) -> Llama:
+    """Build the model from a checkpoint's tensors. Raises ModelLoadError."""
+    weights = Weights(checkpoint, place.dtype, place.device, progress)
+    return model_class(config.architecture)(config, weights, place.kernels, max_model_len)
+
+
+def random_model(config: ModelConfig, place: Placement, max_model_len: int, seed: int) -> Llama:
+    """The same model with random weights, for `--load-format dummy`."""
+    weights = RandomWeights(place.dtype, place.device, seed)
+    return model_class(config.architecture)(config, weights, place.kernels, max_model_len)
