@@ -1,0 +1,274 @@
+"""Every option of engine and router, once: for the manifest, the pod's file and the command line.
+
+EngineOptions           spec.engine: how an engine computes
+└── ModelOptions        and what it serves: the arguments of `LLM(...)`
+    └── ServeOptions    and how it is reached: `shoal serve`
+RoutingOptions          spec.routing: how the requests of one model are spread
+└── RouterOptions       and the process that does it: `shoal router`
+
+What another block of the manifest says (model, parallelism, adapters, drain) is no field of spec.engine, so
+that nobody says it twice. These are declarations only: flags.py reads a command line, spec.py a manifest.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from shoal_api.schema import Strict
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError(f"must be a power of two, {value} is not")
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=2**24)]
+CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
+Share = Annotated[float, Field(ge=0.01, le=1.0)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Bytes = Annotated[int, Field(ge=1024, le=2**50)]
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=86_400)]
+Weight = Annotated[float, Field(ge=0, le=10_000)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+GroupSize = Annotated[int, Field(ge=1, le=64)]
+BlockTokens = Annotated[int, Field(ge=1, le=256), AfterValidator(_power_of_two)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Place = Annotated[str, Field(min_length=1, max_length=1024)]
+Template = Annotated[str, Field(min_length=1, max_length=65_536)]
+LoraPath = Annotated[str, Field(min_length=3, max_length=1024, pattern=r"^[^=\s]+=.+$")]
+LoraPaths = Annotated[tuple[LoraPath, ...], Field(max_length=64, strict=False)]
+Endpoint = Annotated[str, Field(max_length=1024, pattern=r"^https?://[^/\s]+/?$")]
+Endpoints = Annotated[tuple[Endpoint, ...], Field(max_length=1024, strict=False)]
+Keys = Annotated[tuple[Place, ...], Field(max_length=64, strict=False)]
+
+
+class EngineOptions(Strict):
+    """How an engine computes. Where vLLM has the same option it has the same name and meaning."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Number format of the computation; auto takes what suits checkpoint and device.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the model runs; auto takes a CUDA GPU when there is one."
+    )
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads of one engine; unset takes every core the process may use."
+    )
+    max_model_len: Count | None = Field(
+        default=None, description="Longest prompt plus answer in tokens; unset takes the model's own limit."
+    )
+    max_num_seqs: Annotated[int, Field(ge=1, le=8192)] | None = Field(
+        default=None, description="Most requests computed in one step; unset chooses by device."
+    )
+    max_num_batched_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens computed in one step, prefill and decode; unset chooses by device.",
+    )
+    max_num_queued_reqs: CountOrNone | None = Field(
+        default=None,
+        description="Waiting requests above which new ones get 429; unset chooses by maxNumSeqs.",
+    )
+    max_num_queued_tokens: CountOrNone | None = Field(
+        default=None,
+        description="Waiting prompt tokens above which new requests get 429; unset sets no such limit.",
+    )
+    long_prefill_token_threshold: Annotated[int, Field(ge=0, le=2**24)] | None = Field(
+        default=None,
+        description="Most tokens of one prompt in one step; unset adapts to the load, 0 sets no limit.",
+    )
+    gpu_memory_utilization: Share = Field(
+        default=0.9,
+        description="Share of the GPU's memory for weights, work space and KV cache of this engine.",
+    )
+    kv_cache_memory_bytes: Bytes | None = Field(
+        default=None, description="Size of the KV cache in bytes; unset takes the memory that is left."
+    )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8"] = Field(
+        default="auto",
+        description="Number format of the KV cache; auto takes that of the computation, fp8 is e4m3.",
+    )
+    block_size: BlockTokens = Field(
+        default=16, description="Tokens in one block of the KV cache; a power of two up to 256."
+    )
+    enable_prefix_caching: bool = Field(
+        default=True, description="Keep the KV blocks of ended requests for prompts that begin alike."
+    )
+    quantization: Literal["fp8", "int8", "int4"] | None = Field(
+        default=None, description="Quantise the weights while loading; unset keeps what the checkpoint holds."
+    )
+    enable_lora: bool = Field(
+        default=False, description="Serve LoRA adapters, also ones that are loaded later."
+    )
+    max_loras: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="Most different LoRA adapters in one step."
+    )
+    max_lora_rank: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=16, description="Largest rank of a LoRA adapter; memory is set aside for it."
+    )
+    speculative_method: Literal["draft", "ngram"] | None = Field(
+        default=None,
+        description="Guess tokens ahead by a draft model or from the request's own text; unset does not.",
+    )
+    speculative_model: Place | None = Field(
+        default=None, description="Path or URI of the draft model, for speculative method draft."
+    )
+    num_speculative_tokens: GroupSize | None = Field(
+        default=None, description="Tokens guessed ahead in one step; unset chooses by method."
+    )
+    load_format: Literal["auto", "dummy"] = Field(
+        default="auto",
+        description="auto reads the weights from the checkpoint, dummy makes up random ones for load tests.",
+    )
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
+        default=0, description="Seed of sampling for requests that bring none, and of dummy weights."
+    )
+    chat_template: Template | None = Field(
+        default=None,
+        description="Path of a Jinja chat template, or the template itself; unset takes the model's own.",
+    )
+    generation_config: Literal["auto", "vllm"] = Field(
+        default="auto",
+        description="Default sampling parameters: auto takes the model's own, vllm neutral ones.",
+    )
+
+
+class ModelOptions(EngineOptions):
+    """What an engine serves and how it computes: everything `LLM(...)` needs, nothing of HTTP."""
+
+    model: Place = Field(description="A model directory, a .gguf file, a URI or a build artifact.")
+    revision: Name | None = Field(
+        default=None, description="Branch, tag or commit of the model; unset takes the newest."
+    )
+    served_model_name: Name | None = Field(
+        default=None, description="Name of the model in requests; unset takes the last part of MODEL."
+    )
+    tensor_parallel_size: GroupSize = Field(default=1, description="GPUs that share each layer.")
+    pipeline_parallel_size: GroupSize = Field(
+        default=1, description="Groups of GPUs that hold consecutive layers."
+    )
+    lora: LoraPaths = Field(
+        default=(), description="LoRA adapter to load at start, as NAME=PATH; repeatable."
+    )
+
+
+class ServeOptions(ModelOptions):
+    """`shoal serve`: one engine behind HTTP and gRPC."""
+
+    host: Name = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
+    port: Port = Field(default=8000, description="HTTP port.")
+    grpc_port: Port = Field(default=9000, description="gRPC port.")
+    api_key: Keys = Field(
+        default=(), description="Key that clients must send as bearer token; repeatable; none asks none."
+    )
+    drain_timeout_s: SecondsOrNone = Field(
+        default=300.0, description="Seconds that running requests get to end after SIGTERM."
+    )
+
+
+class PrefixHash(Strict):
+    """A request goes where most of its prompt is cached, unless that replica has too much to do."""
+
+    mean_load_percent: Annotated[int, Field(ge=100, le=1000)] = Field(
+        default=125,
+        description="A replica above this percentage of the mean load gets no request for its cache's sake.",
+    )
+    prefix_chars: Annotated[int, Field(ge=64, le=65_536)] = Field(
+        default=256,
+        description="Bytes of a prompt's start that choose the replica when none holds the prefix yet.",
+    )
+    recompute_weight: Weight = Field(
+        default=2.0,
+        description="Cost of a prompt token that is not cached; above 1 prices the time it takes from others.",
+    )
+    in_flight_tokens: Weight = Field(
+        default=64.0, description="Cost of a request in flight, in prompt tokens."
+    )
+
+
+class ColdStart(Strict):
+    """Requests that arrive while no replica runs."""
+
+    hold_s: SecondsOrNone = Field(
+        default=600.0, description="Seconds that a request waits for the first replica before it gets 503."
+    )
+    max_queued: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=256, description="Requests that may wait for the first replica; further ones get 503."
+    )
+
+
+class Overload(Strict):
+    """Requests that arrive while every replica is full."""
+
+    queue_s: SecondsOrNone = Field(
+        default=5.0, description="Seconds that a request waits for a replica with room before it gets 429."
+    )
+    max_queued: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=1024, description="Requests that may wait for a replica with room; further ones get 429."
+    )
+
+
+class RoutingOptions(Strict):
+    """How the requests of one model are spread over its replicas."""
+
+    strategy: Literal["PrefixHash", "LeastLoad"] = Field(
+        default="PrefixHash",
+        description="PrefixHash prefers the replica that holds the prompt's start, LeastLoad an idle one.",
+    )
+    prefix_hash: PrefixHash = Field(default=PrefixHash(), description="Settings of strategy PrefixHash.")
+    cold_start: ColdStart = Field(default=ColdStart(), description="What happens while no replica runs.")
+    overload: Overload = Field(default=Overload(), description="What happens while every replica is full.")
+
+
+class RouterOptions(RoutingOptions):
+    """`shoal router`: one process. Its routing options hold for models that bring none of their own."""
+
+    endpoint: Endpoints = Field(
+        default=(), description="Base URL of a replica; repeatable; none finds replicas through Kubernetes."
+    )
+    host: Name = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
+    port: Port = Field(default=8080, description="HTTP port.")
+    namespace: Name | None = Field(
+        default=None, description="Namespace whose LLMDeployments are routed; unset takes the pod's own."
+    )
+    selector: Annotated[str, Field(max_length=1024)] = Field(
+        default="",
+        description="Label selector of the LLMDeployments to route; empty takes all of the namespace.",
+    )
+    api_key: Keys = Field(
+        default=(), description="Key that clients must send as bearer token; repeatable; none asks none."
+    )
+    health_interval_s: Seconds = Field(
+        default=1.0, description="Seconds between two health checks of a replica."
+    )
+    health_timeout_s: Seconds = Field(
+        default=2.0, description="Seconds after which a health check has failed."
+    )
+    connect_timeout_s: Seconds = Field(default=1.0, description="Seconds to open a connection to a replica.")
+    first_byte_timeout_s: Seconds = Field(
+        default=300.0, description="Seconds from a request to its reply's first byte."
+    )
+    idle_timeout_s: Seconds = Field(
+        default=60.0, description="Longest pause in seconds between two pieces of a reply."
+    )
+    total_timeout_s: Seconds = Field(default=3600.0, description="Longest time in seconds for one request.")
+    max_retries: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=2, description="Further replicas that are tried when one fails before its first byte."
+    )
+    retry_budget_percent: Percent = Field(
+        default=20,
+        description="Most retries per hundred recent requests, so that a failing fleet is not flooded.",
+    )
+    max_body_bytes: Bytes = Field(
+        default=32 * 2**20, description="Largest request body; a larger one gets 413."
+    )
+    max_header_bytes: Bytes = Field(
+        default=64 * 2**10, description="Largest request head; a larger one gets 431."
+    )
+    drain_timeout_s: SecondsOrNone = Field(
+        default=300.0, description="Seconds that running requests get to end after SIGTERM."
+    )
