@@ -50,10 +50,14 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # once, with the first token; [0] is None
     num_cached_tokens: int | None = None  # once, with the first token: prompt tokens served from the prefix cache
+    queued_s: float | None = None  # once, with the first token: seconds from add() to the first step that computed it
     finish_reason: str | None = None
     stop_reason: int | None = None  # the stop token id that ended it, None for EOS
     error_code: str | None = None
     error_message: str | None = None
+    error_status: int = 500  # HTTP status of the error; the rest as in errors.EngineError
+    error_param: str | None = None
+    retry_after_s: int | None = None
 
 
 class Stats(msgspec.Struct, frozen=True):
