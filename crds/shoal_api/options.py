@@ -12,6 +12,7 @@ that nobody says it twice. These are declarations only: flags.py reads a command
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -25,6 +26,19 @@ def _power_of_two(value: int) -> int:
     return value
 
 
+def _lora_path(value: str) -> str:
+    name, _, path = value.partition("=")
+    if not name or not path:
+        raise ValueError(f'must be NAME=PATH, "{value}" is not')
+    return value
+
+
+def _endpoint(value: str) -> str:
+    if not re.fullmatch(r"http://[^/\s]+/?", value):
+        raise ValueError(f'must be a base URL such as http://10.0.0.7:8000, "{value}" is not')
+    return value.rstrip("/")
+
+
 Count = Annotated[int, Field(ge=1, le=2**24)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
 Share = Annotated[float, Field(ge=0.01, le=1.0)]
@@ -36,14 +50,15 @@ Weight = Annotated[float, Field(ge=0, le=10_000)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 GroupSize = Annotated[int, Field(ge=1, le=64)]
 BlockTokens = Annotated[int, Field(ge=1, le=256), AfterValidator(_power_of_two)]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
-Place = Annotated[str, Field(min_length=1, max_length=1024)]
-Template = Annotated[str, Field(min_length=1, max_length=65_536)]
-LoraPath = Annotated[str, Field(min_length=3, max_length=1024, pattern=r"^[^=\s]+=.+$")]
+Name = Annotated[str, Field(title="NAME", min_length=1, max_length=253)]
+Place = Annotated[str, Field(title="PATH", min_length=1, max_length=1024)]
+Template = Annotated[str, Field(title="PATH", min_length=1, max_length=65_536)]
+LoraPath = Annotated[str, Field(title="NAME=PATH", max_length=1024), AfterValidator(_lora_path)]
 LoraPaths = Annotated[tuple[LoraPath, ...], Field(max_length=64, strict=False)]
-Endpoint = Annotated[str, Field(max_length=1024, pattern=r"^https?://[^/\s]+/?$")]
+Endpoint = Annotated[str, Field(title="URL", max_length=1024), AfterValidator(_endpoint)]
 Endpoints = Annotated[tuple[Endpoint, ...], Field(max_length=1024, strict=False)]
-Keys = Annotated[tuple[Place, ...], Field(max_length=64, strict=False)]
+Key = Annotated[str, Field(title="KEY", min_length=1, max_length=1024)]
+Keys = Annotated[tuple[Key, ...], Field(max_length=64, strict=False)]
 
 
 class EngineOptions(Strict):
@@ -183,7 +198,7 @@ class PrefixHash(Strict):
     )
     recompute_weight: Weight = Field(
         default=2.0,
-        description="Cost of a prompt token that is not cached; above 1 prices the time it takes from others.",
+        description="Cost of a prompt token that is not cached; above 1 prices the time taken from others.",
     )
     in_flight_tokens: Weight = Field(
         default=64.0, description="Cost of a request in flight, in prompt tokens."
@@ -217,7 +232,7 @@ class RoutingOptions(Strict):
 
     strategy: Literal["PrefixHash", "LeastLoad"] = Field(
         default="PrefixHash",
-        description="PrefixHash prefers the replica that holds the prompt's start, LeastLoad an idle one.",
+        description="PrefixHash prefers a replica that holds the prompt's start, LeastLoad an idle one.",
     )
     prefix_hash: PrefixHash = Field(default=PrefixHash(), description="Settings of strategy PrefixHash.")
     cold_start: ColdStart = Field(default=ColdStart(), description="What happens while no replica runs.")
