@@ -1,7 +1,7 @@
 # Every target works on a fresh machine: it brings uv, Python packages and the model itself.
 .DEFAULT_GOAL := help
 PYTHON ?= 3.11
-UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
+UV = $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 RUN := .venv/bin/
 
 help:  ## List the targets
@@ -26,4 +26,15 @@ check: setup  ## Formatting, lint, types, import rules, generated files fresh
 	$(RUN)lint-imports
 	$(RUN)python -m shoal_api.crd --check
 
-.PHONY: help setup demo test check
+generate:  ## Rewrite generated files: CRD, reference docs
+	$(RUN)python -m shoal_api.crd
+
+format:  ## Format and fix what the linters can fix
+	$(RUN)ruff format .
+	$(RUN)ruff check --fix .
+
+bench: setup  ## Measure against the peers on this machine's CPU (builds llama.cpp: minutes)
+	$(UV) pip install --python .venv/bin/python --group bench
+	$(RUN)python benchmarks/cpu_offline.py
+
+.PHONY: help setup demo test check generate format bench
