@@ -1,0 +1,125 @@
+"""What a checkpoint says about its model, as frozen values. No torch, no weights, and no options of the operator.
+
+`hf_config.py` fills them from a Hugging Face folder, `gguf_config.py` from a GGUF file's metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shoal_engine.errors import ModelLoadError
+
+RopeType = Literal["default", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions. Which fields count depends on `type`; `freq_factors`, where given, replaces the type's scaling.
+
+    freq_factors: head_dim / 2 divisors, one per frequency, as GGUF stores the scaling of Llama 3.
+    attention_factor: what cos and sin are multiplied by; None = the type's own rule.
+    """
+
+    theta: float = 10_000.0
+    type: RopeType = "default"
+    factor: float = 1.0
+    original_max_position: int = 0  # llama3, yarn: positions before the context was extended
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn: whether the corrected range is rounded to whole dimensions
+    attention_factor: float | None = None  # yarn
+    freq_factors: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """Sampling that the model's makers recommend, for requests that leave a field out. None = they say nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Sizes and switches of a decoder. `architecture` is the Hugging Face class name, whatever the file format.
+
+    Raises ModelLoadError on construction when the sizes do not fit one another.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_position_embeddings: int
+    norm_eps: float = 1e-6
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each q and k head before the rotation
+    sliding_window: int | None = None  # tokens a query sees, itself included
+    sliding_layers: frozenset[int] | None = None  # None = the window holds in every layer
+    hidden_act: str = "silu"
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    torch_dtype: str = "bfloat16"  # the weights' type as published
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ModelLoadError(f"the model's {name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelLoadError(
+                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key/value heads evenly"
+            )
+        if self.head_dim % 2:
+            raise ModelLoadError(
+                f"the model's head_dim is {self.head_dim}; rotary positions need an even number"
+            )
+        factors = self.rope.freq_factors
+        if factors is not None and len(factors) != self.head_dim // 2:
+            raise ModelLoadError(f"{len(factors)} rotary factors do not fit a head_dim of {self.head_dim}")
+
+    def window(self, layer: int) -> int | None:
+        """Tokens a query of this layer sees, itself included; None = all."""
+        if self.sliding_layers is not None and layer not in self.sliding_layers:
+            return None
+        return self.sliding_window
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+
+
+def read_config(path: Path | str) -> ModelConfig:
+    """The config of a Hugging Face folder or a `.gguf` file. Raises ModelLoadError that names file and field."""
+    path = Path(path)
+    if path.is_dir():
+        from shoal_engine.hf_config import read_hf_config
+
+        return read_hf_config(path)
+    from shoal_engine.gguf_config import read_gguf_config
+
+    return read_gguf_config(path)
