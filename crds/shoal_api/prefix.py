@@ -1,4 +1,4 @@
-"""The chain of block hashes over token ids: the key of the engine's prefix cache. Knows no cache, no requests.
+"""The chain of hashes over blocks of token ids, the keys of the prefix cache. Knows neither cache nor request.
 
 Only full blocks have a hash, and each hash stands for its block and all before it. Bytes that are hashed:
 
@@ -6,8 +6,8 @@ Only full blocks have a hash, and each hash stands for its block and all before 
     block i   sha256( hash of block i-1, or start | token ids int32 [ | 0x02 | adapter digest, 32 bytes ] )
 
 All numbers are little-endian and the seed is fixed: every replica, in any language, finds the same hash. The
-salt enters once, at the start; who does not know it can neither hit nor probe the blocks behind it. An adapter
-is known by the digest of its weights: another one under the same name never meets the old one's blocks.
+salt enters once, at the start; who does not know it can neither hit nor probe the blocks behind it. Adapters
+are known by the digest of their weights: a new one under an old name never meets the old one's blocks.
 """
 
 from __future__ import annotations
