@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.request import Request
-from shoal_engine.scheduler import Plan
+from shoal_engine.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class BatchBuilder:
     def build(self, plan: Plan) -> Batch:
         """Tensors for the chunks of `plan`, in its order (decodes come first)."""
         chunks = plan.chunks
-        num_tokens = sum(chunk.count for chunk in chunks)
+        num_tokens = plan.num_tokens
         token_ids = np.empty(num_tokens, dtype=np.int64)
         positions = np.empty(num_tokens, dtype=np.int64)
         slots = np.empty(num_tokens, dtype=np.int64)
@@ -49,12 +49,11 @@ class BatchBuilder:
         context_lens = np.empty(len(chunks), dtype=np.int32)
         rows = np.empty(len(chunks), dtype=np.int64)
         sample_rows = []
-        at, block_tokens, num_decodes = 0, self._block_tokens, 0
+        at, block_tokens = 0, self._block_tokens
         for i, chunk in enumerate(chunks):
             start, count, request = chunk.start, chunk.count, chunk.request
             rows[i] = row = self._sync(request)
             if count == 1:
-                num_decodes += num_decodes == i
                 token_ids[at] = request.token_ids[start]
                 positions[at] = start
                 slots[at] = request.block_ids[start // block_tokens] * block_tokens + start % block_tokens
@@ -75,7 +74,7 @@ class BatchBuilder:
             tables=torch.from_numpy(self._tables[rows, : -(-longest // block_tokens)]),
             slots=torch.from_numpy(slots),
             positions=torch.from_numpy(positions),
-            num_decodes=num_decodes,
+            num_decodes=plan.num_decodes,
             max_query_len=max(chunk.count for chunk in chunks),
             max_context_len=longest,
             block_tokens=block_tokens,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.progress import Progress
-from shoal_api.options import ServeOptions
+from shoal_api.options import ModelOptions
 
 from shoal_engine.chat_template import ChatTemplate
 from shoal_engine.detokenizer import Detokenizer, StopStrings
@@ -49,7 +49,7 @@ class LLM:
     """`LLM("folder or file.gguf").generate(prompts, SamplingParams(...))`. Options are those of `shoal serve`."""
 
     def __init__(self, model: str, **options: Any) -> None:
-        self.engine = Engine.load(ServeOptions(model=model, **options))
+        self.engine = Engine.load(ModelOptions(model=model, **options))
         self._tokenizer: Tokenizer | None = None
         self._ids = itertools.count()
 

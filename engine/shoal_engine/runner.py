@@ -15,7 +15,7 @@ from shoal_engine.config import ModelConfig
 from shoal_engine.kernels.interface import Kernels
 from shoal_engine.models import model_class
 from shoal_engine.models.llama import Llama
-from shoal_engine.scheduler import Plan
+from shoal_engine.plan import Plan
 from shoal_engine.weights import RandomWeights, Weights
 
 

@@ -72,8 +72,8 @@ def _block(config: ModelConfig, weights: Weights, kernels: Kernels, rope: Tensor
         _attention(config, weights, kernels, rope, f"{name}.self_attn", layer),
         RMSNorm(weights.take(f"{name}.post_attention_layernorm.weight", hidden), eps, kernels),
         GatedMLP(
-            weights.linear([f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"], hidden, [config.intermediate_size] * 2),
-            weights.linear([f"{name}.mlp.down_proj"], config.intermediate_size, [hidden]),
+            weights.linear([f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"], hidden, [config.intermediate_size] * 2, bias=config.mlp_bias),
+            weights.linear([f"{name}.mlp.down_proj"], config.intermediate_size, [hidden], bias=config.mlp_bias),
             kernels,
         ),
     )

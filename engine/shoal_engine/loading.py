@@ -1,0 +1,162 @@
+"""From options to a running engine: device, number format, memory, weights, and one real token. No step logic here."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from shoal_api.options import ModelOptions
+
+from shoal_engine.cache_layout import CacheLayout, host_budget_bytes, num_blocks
+from shoal_engine.checkpoint import open_checkpoint
+from shoal_engine.config import ModelConfig, read_config
+from shoal_engine.engine import Engine
+from shoal_engine.errors import ModelLoadError
+from shoal_engine.kernels.cpu import cpu_kernels
+from shoal_engine.messages import Loading, Ready, Submit
+from shoal_engine.models.llama import Llama
+from shoal_engine.runner import Placement, Runner, load_model, random_model
+from shoal_engine.sampler import Sampler
+from shoal_engine.sampling_params import SamplingParams
+from shoal_engine.scheduler import BlockPool, Scheduler, SchedulerLimits
+
+Progress = Callable[[Loading], None]
+
+# On a CPU a step of 512 tokens takes a sixth of a second with a small model: longer ones would stall the streams that
+# are being decoded, and the matrix products are as efficient as they get at this size.
+CPU_MAX_NUM_BATCHED_TOKENS = 512
+CPU_MAX_NUM_SEQS = 64
+WARMUP_ID = "warmup"
+
+
+def load_engine(options: ModelOptions, progress: Progress = lambda _: None) -> Engine:
+    """Load the model and generate one token with it. Raises ModelLoadError that says what to change."""
+    refuse_unsupported(options)
+    path = local_path(options.model)
+    phases: dict[str, float] = {}
+    started = time.monotonic()
+    config = read_config(path)
+    place = choose_placement(options, config)
+    max_model_len = _max_model_len(options, config)
+    model = _model(options, config, path, place, max_model_len, progress)
+    phases["weights"] = time.monotonic() - started
+    engine = _engine(options, config, path, place, max_model_len, model, phases)
+    progress(Loading("warmup"))
+    started = time.monotonic()
+    _generate_one_token(engine)
+    phases["warmup"] = time.monotonic() - started
+    return engine
+
+
+def refuse_unsupported(options: ModelOptions) -> None:
+    """Options that the schema knows and this engine does not have. Silence would serve something else than was asked for."""
+    refused = (
+        ("--device cuda", options.device == "cuda"),
+        ("--tensor-parallel-size", options.tensor_parallel_size != 1),
+        ("--pipeline-parallel-size", options.pipeline_parallel_size != 1),
+        ("--quantization", options.quantization is not None),
+        ("--kv-cache-dtype", options.kv_cache_dtype != "auto"),
+        ("--enable-lora", options.enable_lora or bool(options.lora)),
+        ("--speculative-method", options.speculative_method is not None or options.speculative_model is not None),
+        ("--dtype float16", options.dtype == "float16"),
+    )
+    for flag, given in refused:
+        if given:
+            raise ModelLoadError(f"{flag} is not supported by this version of the engine; leave it out")
+
+
+def local_path(model: str) -> Path:
+    """The folder or file behind MODEL. Raises ModelLoadError for what is not on this machine."""
+    scheme, separator, rest = model.partition("://")
+    if separator and scheme != "file":
+        raise ModelLoadError(f"{model}: the engine reads local files; download the model first and give its path")
+    path = Path(rest if separator else model)
+    if not path.exists():
+        raise ModelLoadError(f"{path} does not exist; MODEL is a Hugging Face folder or a .gguf file")
+    return path
+
+
+def choose_placement(options: ModelOptions, config: ModelConfig) -> Placement:
+    """CPU, with as many threads as asked for; bfloat16 where the processor multiplies it natively."""
+    torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_grad_enabled(False)
+    dtype = getattr(torch, options.dtype) if options.dtype != "auto" else _auto_dtype()
+    return Placement(torch.device("cpu"), dtype, cpu_kernels())
+
+
+def _auto_dtype() -> torch.dtype:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
+    limit = config.max_position_embeddings
+    if options.max_model_len is not None and options.max_model_len > limit:
+        raise ModelLoadError(f"--max-model-len {options.max_model_len} exceeds the model's {limit} positions")
+    return options.max_model_len or limit
+
+
+def _model(
+    options: ModelOptions, config: ModelConfig, path: Path, place: Placement, max_model_len: int, progress: Progress
+) -> Llama:
+    if options.load_format == "dummy":
+        return random_model(config, place, max_model_len, options.seed)
+    checkpoint = open_checkpoint(path)
+    return load_model(
+        config, checkpoint, place, max_model_len, lambda done: progress(Loading("weights", done, checkpoint.total_bytes))
+    )
+
+
+def _engine(
+    options: ModelOptions,
+    config: ModelConfig,
+    path: Path,
+    place: Placement,
+    max_model_len: int,
+    model: Llama,
+    phases: dict[str, float],
+) -> Engine:
+    max_num_seqs = options.max_num_seqs or CPU_MAX_NUM_SEQS
+    layout = CacheLayout(
+        config.num_layers, config.num_kv_heads, config.head_dim, options.block_size, place.dtype.itemsize
+    )
+    budget = options.kv_cache_memory_bytes or host_budget_bytes(psutil.virtual_memory().available)
+    blocks = num_blocks(layout, budget, max_model_len, max_num_seqs)
+    limits = SchedulerLimits(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS,
+        max_model_len=max_model_len,
+        block_tokens=options.block_size,
+        max_num_queued_reqs=options.max_num_queued_reqs,
+        max_num_queued_tokens=options.max_num_queued_tokens,
+        long_prefill_token_threshold=options.long_prefill_token_threshold,
+    )
+    return Engine(
+        runner=Runner(model, layout, blocks, max_num_seqs, max_model_len, place),
+        scheduler=Scheduler(limits, BlockPool(blocks, options.enable_prefix_caching)),
+        sampler=Sampler(config.vocab_size, place.device, options.seed),
+        config=config,
+        model_path=path,
+        ready=Ready(
+            max_model_len=max_model_len,
+            num_blocks=blocks,
+            block_tokens=options.block_size,
+            vocab_size=config.vocab_size,
+            device=str(place.device),
+            dtype=str(place.dtype).removeprefix("torch."),
+            load_seconds=phases,
+        ),
+    )
+
+
+def _generate_one_token(engine: Engine) -> None:
+    """The proof behind `/ready`, and the first-use costs (oneDNN, page faults) paid before a client waits for them."""
+    engine.add(Submit(WARMUP_ID, [engine.config.bos_token_id or 0], SamplingParams(max_tokens=1, temperature=0.0)))
+    while engine.has_work:
+        for output in engine.step():
+            if output.finish_reason == "error":
+                raise ModelLoadError(f"the model cannot generate: {output.error_message}")
