@@ -1,0 +1,79 @@
+"""`shoal router`: options, event loop, signals. Everything else is app.py's."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from shoal_api.exit_codes import ExitCode
+from shoal_api.flags import parse_flags
+from shoal_api.options import RouterOptions
+from shoal_router.app import Router
+from shoal_router.discovery import StaticDiscovery
+from shoal_router.settings import RouterSettings
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a router until SIGTERM or Ctrl-C; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="shoal router", description=RouterOptions.__doc__)
+    options = parse_flags(parser, RouterOptions, sys.argv[1:] if argv is None else argv)
+    if not options.endpoint:
+        parser.error(
+            "give at least one --endpoint http://HOST:PORT; finding replicas through Kubernetes comes later"
+        )
+    try:
+        settings = RouterSettings.from_options(options)
+    except ValueError as error:
+        parser.error(str(error))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s router %(levelname)s %(message)s")
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        return runner.run(serve(settings))
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one; None is asyncio's own, at half the speed."""
+    try:
+        import uvloop
+    except ImportError:
+        log.warning("uvloop is not installed; the router runs at half its speed")
+        return None
+    return uvloop.new_event_loop
+
+
+async def serve(settings: RouterSettings) -> int:
+    """Serve until a signal; a second one ends the drain."""
+    loop = asyncio.get_running_loop()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    router = Router(settings, StaticDiscovery(settings.addresses), rng=random.Random())
+    try:
+        await router.start()
+    except OSError as error:
+        log.error("cannot listen on %s:%d: %s; choose another --port", settings.host, settings.port, error)
+        return ExitCode.ADDRESS
+    log.info("listening on http://%s:%d for %d replicas", settings.host, router.port, len(settings.addresses))
+    await stop.wait()
+    log.info("draining for at most %g s", settings.drain_timeout_s)
+    draining = loop.create_task(router.stop(settings.drain_timeout_s))
+    hurrying = loop.create_task(hurry.wait())
+    await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if not draining.done():
+        draining.cancel()
+    return ExitCode.STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

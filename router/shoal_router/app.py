@@ -1,0 +1,165 @@
+"""The router put together:
+
+one Router owns all parts, answers the paths of its own and hands the others to the proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+from itertools import count
+
+from shoal_api.request_prefix import BLOCK_BYTES
+from shoal_router.connection import ClientConnection, Listener
+from shoal_router.discovery import Address, Discovery
+from shoal_router.endpoints import Endpoint, EndpointSet
+from shoal_router.errors import RouterError
+from shoal_router.health import Health
+from shoal_router.http1 import Request
+from shoal_router.local import Local
+from shoal_router.metrics import Metrics
+from shoal_router.models import ModelTable
+from shoal_router.placement import Placer
+from shoal_router.prefix_index import PrefixIndex
+from shoal_router.prompt import read_fields, read_prompt
+from shoal_router.proxy import Proxy
+from shoal_router.routes import ROUTES, find_route
+from shoal_router.settings import RouterSettings
+from shoal_router.upstream import Pool
+from shoal_router.usage import BytesPerToken
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.5  # how late a deadline may be noticed
+BACKLOG = 4096  # connections that may wait in the kernel while the loop is busy
+
+
+class Router:
+    """One router. Make it inside a running event loop, then `start`, then `stop`."""
+
+    def __init__(self, settings: RouterSettings, discovery: Discovery, *, rng: random.Random) -> None:
+        self._settings = settings
+        self._discovery = discovery
+        self._loop = asyncio.get_running_loop()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._request_ids = count()
+        self._id_prefix = os.urandom(6).hex().encode()
+        now = self._loop.time
+        self.endpoints = EndpointSet(self._make_pool)
+        self.index = PrefixIndex()
+        self.metrics = Metrics()
+        self._ratios = BytesPerToken()
+        self._models = ModelTable(self.endpoints)
+        self._health = Health(settings.health, self.endpoints, now=now, on_restart=self._forget)
+        placer = Placer(self._models, self.index, self._ratios, settings.routing, rng.randrange)
+        self._proxy = Proxy(settings.proxy, placer, self.metrics, observe=self._health.observe, now=now)
+        self._listener = Listener(
+            settings.connection,
+            vet=self._vet,
+            answer=self._answer,
+            count_error=self.metrics.count_error,
+            now=now,
+        )
+        self._local = Local(
+            self.endpoints, self._models, self.index, self.metrics, self._listener, self._proxy
+        )
+        self.endpoints.on_add.append(lambda endpoint: self.index.add(endpoint.slot, self._blocks(endpoint)))
+        self.endpoints.on_remove.append(lambda endpoint: self.index.remove(endpoint.slot))
+        self.endpoints.on_change += [self._models.changed, self._resize_index]
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def start(self) -> None:
+        """Listen and look for replicas. Raises OSError when the address cannot be had."""
+        settings = self._settings
+        self._server = await self._loop.create_server(
+            self._listener.make_connection, settings.host, settings.port, backlog=BACKLOG
+        )
+        self._sweeper = self._loop.create_task(self._sweep())
+        await self._discovery.start(self.endpoints.reconcile)
+
+    async def stop(self, drain_timeout_s: float) -> bool:
+        """Accept no more, let requests in progress end for at most so long.
+
+        Returns whether all of them did.
+        """
+        assert self._server is not None
+        assert self._sweeper is not None
+        self._server.close()
+        self._listener.drain()
+        done = await self._drained(drain_timeout_s)
+        if not done:
+            log.warning("drain timeout: cutting %d requests", len(self._proxy.active))
+            self._listener.abort()
+        self._sweeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._sweeper
+        await self._discovery.stop()
+        await self._health.stop()
+        self.endpoints.reconcile(())
+        await asyncio.sleep(0)  # closed transports tell their protocols in the next turn of the loop
+        return done
+
+    async def _drained(self, timeout_s: float) -> bool:
+        deadline = self._loop.time() + timeout_s
+        while self._listener.connections and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        return not self._listener.connections
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._listener.sweep()
+            self._proxy.sweep()
+            for endpoint in self.endpoints:
+                endpoint.pool.sweep(self._loop.time())
+
+    # Requests
+
+    def _vet(self, request: Request) -> None:
+        find_route(request, self._settings.api_keys)
+
+    def _answer(self, request: Request, client: ClientConnection) -> None:
+        if not request.request_id:
+            request.request_id = b"%b-%x" % (self._id_prefix, next(self._request_ids))
+        try:
+            route = ROUTES.get(request.path)
+            if route is None or route.work is None:
+                answer = self._local.answer(request.path)
+                client.reply(200, answer.body, answer.content_type)
+            else:
+                fields = read_fields(request.body)
+                prompt = read_prompt(fields, self._models.resolve(fields.model), route.work)
+                self._proxy.begin(request, client, prompt)
+        except RouterError as error:
+            client.fail(error)
+        except Exception:
+            log.exception("bug while answering %s", request.path)
+            client.fail(RouterError("the router failed; the log has the details under its request id"))
+
+    # Replicas
+
+    def _make_pool(self, address: Address) -> Pool:
+        return Pool(address, self._settings.connect_timeout_s)
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        if not endpoint.removed:
+            self.index.forget(endpoint.slot)
+
+    def _resize_index(self) -> None:
+        for endpoint in self.endpoints:
+            self.index.resize(endpoint.slot, self._blocks(endpoint))
+
+    def _blocks(self, endpoint: Endpoint) -> int:
+        """The endpoint's KV cache in blocks of prompt; several models behind one address share it."""
+        models = endpoint.report.models
+        per_token = self._ratios.of(models[0][0] if models else "")
+        return max(1, round(endpoint.report.kv_tokens * per_token / BLOCK_BYTES))

@@ -1,0 +1,296 @@
+"""Connections of clients: sockets, deadlines, order of replies.
+
+What bytes mean is http1.py's, what to answer app.py's. A connection answers one request at a time. Requests
+pipelined behind it wait in order while reading is paused. Deadlines are absolute: a client that trickles
+bytes does not move them. One sweep over all connections enforces them, so that a request costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol, cast
+
+from shoal_router import replies
+from shoal_router.errors import ReceiptTimeout, RouterError
+from shoal_router.http1 import HttpLimits, Phase, Request, RequestReader
+from shoal_router.replies import Header
+
+
+class Answering(Protocol):
+    """Whoever is answering a connection's current request over time."""
+
+    def client_lost(self) -> None:
+        """The client is gone; nothing more can be written."""
+
+    def client_blocked(self) -> None:
+        """The client reads slower than the reply comes: write no more until `client_unblocked`."""
+
+    def client_unblocked(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """Limits of one listener's connections."""
+
+    http: HttpLimits = field(default_factory=HttpLimits)
+    head_timeout_s: float = 10.0  # from a request's first byte to the end of its head
+    body_timeout_s: float = 30.0  # from there to the end of its body
+    keep_alive_s: float = 75.0  # between two requests
+    stalled_client_s: float = 30.0  # with a full send buffer
+    linger_s: float = 2.0  # for a refused client to stop sending, so that it sees the refusal
+    max_connections: int = 16_384
+
+
+class Listener:
+    """All client connections of one router, and what they share."""
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        *,
+        vet: Callable[[Request], None],
+        answer: Callable[[Request, ClientConnection], None],
+        count_error: Callable[[RouterError], None],
+        now: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.vet = vet
+        self.answer = answer
+        self.count_error = count_error
+        self.now = now
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+
+    def make_connection(self) -> ClientConnection:
+        """The protocol factory of the server."""
+        return ClientConnection(self)
+
+    def sweep(self) -> None:
+        """Enforce the deadlines; call it about once a second."""
+        now = self.now()
+        for connection in list(self.connections):
+            connection.check_deadlines(now)
+
+    def drain(self) -> None:
+        """Close idle connections now, and the others after the reply in progress."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in list(self.connections):
+            connection.cut()
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport
+        self._reader = RequestReader(
+            listener.settings.http,
+            vet=listener.vet,
+            deliver=self._deliver,
+            refuse=self._deliver,
+            send_continue=self._send_continue,
+        )
+        self._waiting: deque[Request | RouterError] = deque()
+        self._request: Request | None = None  # the one being answered
+        self._answering: Answering | None = None
+        self._phase = Phase.IDLE
+        self._busy = self._closing = self._pumping = self._reading_paused = False
+        self._deadline = inf
+        self._blocked_since = inf
+
+    # What whoever answers a request may call.
+
+    @property
+    def closes_after_reply(self) -> bool:
+        """Whether the reply in progress has to say `connection: close`."""
+        return self._request is None or not self._request.keep_alive or self._listener.draining
+
+    def answered_by(self, answering: Answering) -> None:
+        """Register who wants to hear of the client until `finish` or `abort`."""
+        self._answering = answering
+        if self._blocked_since != inf:
+            answering.client_blocked()
+
+    def reply(self, status: int, body: bytes, content_type: bytes, headers: tuple[Header, ...] = ()) -> None:
+        """Send a whole reply and finish."""
+        request = self._request
+        head_only = request is not None and request.method == b"HEAD"
+        close = self.closes_after_reply
+        if request is not None and request.request_id:
+            headers = (*headers, (b"x-request-id", request.request_id))
+        self.write(replies.own_reply(status, body, content_type, headers, close=close, head_only=head_only))
+        self.finish()
+
+    def fail(self, error: RouterError) -> None:
+        """Send an error as a whole reply and finish."""
+        self._listener.count_error(error)
+        self.reply(error.status, error.body(), replies.JSON, replies.error_headers(error))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the reply in progress."""
+        self._transport.write(data)
+
+    def finish(self, *, close: bool = False) -> None:
+        """The reply is complete; `close` when its end is the end of the connection."""
+        close = close or self.closes_after_reply
+        self._answering = self._request = None
+        self._busy = False
+        if close:
+            self._close()
+        else:
+            self._answer_waiting()
+
+    def abort(self) -> None:
+        """Cut the connection and finish: the client must not take what it has for a whole reply."""
+        self._answering = None
+        self.cut()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        listener = self._listener
+        self._deadline = listener.now() + listener.settings.keep_alive_s
+        listener.connections.add(self)
+        if len(listener.connections) > listener.settings.max_connections or listener.draining:
+            self.cut()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._waiting.clear()
+        self._listener.connections.discard(self)
+        answering, self._answering = self._answering, None
+        if answering is not None:
+            answering.client_lost()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return  # lingering: read and forget, so that the refusal is not lost to a reset
+        self._reader.feed(data)
+        phase = self._reader.phase
+        if phase is not self._phase:
+            self._phase = phase
+            if not self._busy:
+                self._arm()
+
+    def pause_writing(self) -> None:
+        self._blocked_since = self._listener.now()
+        if self._answering is not None:
+            self._answering.client_blocked()
+
+    def resume_writing(self) -> None:
+        self._blocked_since = inf
+        if self._answering is not None:
+            self._answering.client_unblocked()
+
+    # Deadlines
+
+    def cut(self) -> None:
+        """Cut the connection; whoever is answering hears that the client is lost."""
+        self._closing = True
+        self._transport.abort()
+
+    def check_deadlines(self, now: float) -> None:
+        """Called by the listener's sweep."""
+        if now - self._blocked_since > self._listener.settings.stalled_client_s:
+            self.cut()
+        elif now > self._deadline:
+            self._expire()
+
+    def close_if_idle(self) -> None:
+        if not self._busy and self._phase is Phase.IDLE:
+            self._close()
+
+    def _arm(self) -> None:
+        settings = self._listener.settings
+        if self._phase is Phase.IDLE:
+            timeout_s = settings.keep_alive_s
+        else:
+            timeout_s = settings.head_timeout_s if self._phase is Phase.HEAD else settings.body_timeout_s
+        self._deadline = self._listener.now() + timeout_s
+
+    def _expire(self) -> None:
+        if self._closing:
+            self.cut()
+        elif self._phase is Phase.IDLE:
+            self._close()
+        else:
+            what = "head" if self._phase is Phase.HEAD else "body"
+            self._deliver(ReceiptTimeout(f"the request's {what} did not arrive in time; send it at once"))
+
+    # The order of replies
+
+    def _send_continue(self) -> None:
+        # Behind another reply in progress it would stand in the middle of that; the client sends on after its
+        # own wait.
+        if not self._busy:
+            self.write(replies.CONTINUE)
+
+    def _deliver(self, item: Request | RouterError) -> None:
+        if self._busy:
+            self._waiting.append(item)
+            self._pause_reading()
+        elif not self._closing:
+            self._begin(item)
+
+    def _begin(self, item: Request | RouterError) -> None:
+        self._busy = True
+        self._deadline = inf
+        if isinstance(item, RouterError):
+            self._refuse(item)
+            return
+        self._request = item
+        if item.refusal is not None:
+            self.fail(item.refusal)
+        else:
+            self._listener.answer(item, self)
+
+    def _answer_waiting(self) -> None:
+        if self._pumping:
+            return  # a reply that was finished at once, below in this loop
+        self._pumping = True
+        while self._waiting and not self._busy and not self._closing:
+            self._begin(self._waiting.popleft())
+        self._pumping = False
+        if not self._busy and not self._closing:
+            self._resume_reading()
+            self._arm()
+
+    def _refuse(self, error: RouterError) -> None:
+        """Answer what cannot be read on from, then close."""
+        self._listener.count_error(error)
+        headers = replies.error_headers(error)
+        self.write(
+            replies.own_reply(error.status, error.body(), replies.JSON, headers, close=True, head_only=False)
+        )
+        self._closing = True
+        self._resume_reading()
+        self._deadline = self._listener.now() + self._listener.settings.linger_s
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._waiting.clear()
+        self._deadline = self._listener.now() + self._listener.settings.stalled_client_s
+        self._transport.close()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = False
+            self._transport.resume_reading()

@@ -1,0 +1,164 @@
+"""The replicas this router knows:
+
+their standing, their load as it knows it, and what they said of themselves. One Endpoint per replica, changed
+by proxy.py (load) and health.py (standing, report). Chooses nothing, sends nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from shoal_router import standing as standings
+from shoal_router.discovery import Address
+from shoal_router.standing import Standing, State
+from shoal_router.upstream import Pool
+
+DEFAULT_KV_TOKENS = 65_536  # until the engine has told the size of its cache
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replica last said of itself: its models as in /v1/models, its cache and load as in /metrics."""
+
+    models: tuple[tuple[str, bytes], ...] = ()  # id and the JSON object that /v1/models lists
+    kv_tokens: int = DEFAULT_KV_TOKENS
+    running: int = 0
+    waiting: int = 0
+    started_at_s: float = 0.0  # changes when the engine restarts
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has happened with one replica since it was added; formatted by metrics.py."""
+
+    requests: int = 0
+    faults: int = 0
+    ejections: int = 0
+    prompt_tokens: int = 0  # as the engine counted, where it told
+    predicted_tokens: int = 0  # of these, believed to be cached when the request was routed
+    cached_tokens: int = 0  # of these, really cached
+    contradictions: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One replica. `slot` is its bit in the prefix index; `identity` is the same in every router."""
+
+    address: Address
+    slot: int
+    pool: Pool
+    identity: int = 0
+    label: bytes = b""  # the name, as x-shoal-replica shows it
+    authority: bytes = b""
+    standing: Standing = standings.ABSENT
+    report: Report = Report()
+    in_flight: int = 0
+    queued_tokens: float = 0.0
+    waiting: dict[int, None] = field(
+        default_factory=dict
+    )  # stamps of requests without a first byte, oldest first
+    elsewhere: int = 0  # requests it has from others, when last asked
+    removed: bool = False
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(self.address.name.encode(), digest_size=8).digest()
+        self.identity = int.from_bytes(digest, "big")
+
+        self.label = self.address.name.encode()
+        self.authority = self.address.authority.encode()
+
+    @property
+    def name(self) -> str:
+        return self.address.name
+
+    @property
+    def state(self) -> State:
+        return self.standing.state
+
+    def serves(self, model: str) -> bool:
+        return any(name == model for name, _ in self.report.models)
+
+    def charge(self, tokens: float, stamp: int) -> None:
+        """A request with this many uncached prompt tokens is on its way there."""
+        self.in_flight += 1
+        self.queued_tokens += tokens
+        self.waiting[stamp] = None
+
+    def first_byte(self, tokens: float, stamp: int) -> None:
+        """Its prompt is computed."""
+        if self.waiting.pop(stamp, 0) is None:
+            # Sums of floats drift; an empty queue is exactly empty.
+            self.queued_tokens = self.queued_tokens - tokens if self.waiting else 0.0
+
+    def discharge(self, tokens: float, stamp: int) -> None:
+        """It is over, one way or another."""
+        self.first_byte(tokens, stamp)
+        self.in_flight -= 1
+
+
+class EndpointSet:
+    """All replicas by name.
+
+    `on_change` callbacks run after a standing, a report or the membership has changed.
+    """
+
+    def __init__(self, make_pool: Callable[[Address], Pool]) -> None:
+        self._make_pool = make_pool
+        self._by_name: dict[str, Endpoint] = {}
+        self._slots: set[int] = set()
+        self.on_add: list[Callable[[Endpoint], None]] = []
+        self.on_remove: list[Callable[[Endpoint], None]] = []
+        self.on_change: list[Callable[[], None]] = []
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def reconcile(self, addresses: Iterable[Address]) -> None:
+        """Make the set be `addresses`:
+
+        new ones start absent, gone ones get nothing more but finish what they have.
+        """
+        wanted = {address.name: address for address in addresses}
+        for name, endpoint in list(self._by_name.items()):
+            if wanted.get(name) != endpoint.address:
+                self._remove(endpoint)
+        for name, address in wanted.items():
+            if name not in self._by_name:
+                self._add(address)
+        self.changed()
+
+    def changed(self) -> None:
+        for callback in self.on_change:
+            callback()
+
+    def set_standing(self, endpoint: Endpoint, standing: Standing) -> bool:
+        """Returns whether the state changed; callbacks then have run."""
+        before, endpoint.standing = endpoint.standing, standing
+        if before.state is standing.state:
+            return False
+        if standing.state is State.SUSPECT:
+            endpoint.tally.ejections += 1
+        self.changed()
+        return True
+
+    def _add(self, address: Address) -> None:
+        slot = next(i for i in range(len(self._slots) + 1) if i not in self._slots)
+        self._slots.add(slot)
+        endpoint = self._by_name[address.name] = Endpoint(address, slot, self._make_pool(address))
+        for callback in self.on_add:
+            callback(endpoint)
+
+    def _remove(self, endpoint: Endpoint) -> None:
+        del self._by_name[endpoint.name]
+        endpoint.removed = True
+        endpoint.pool.close()
+        for callback in self.on_remove:
+            callback(endpoint)
+        # Its slot is free at once: who still holds the endpoint sees `removed` and leaves the index alone.
+        self._slots.discard(endpoint.slot)

@@ -1,0 +1,311 @@
+"""What bytes from a client mean: strict HTTP/1.1 requests, each with exactly one reading or a refusal.
+
+llhttp (httptools) already refuses Content-Length beside Transfer-Encoding, repeated or signed lengths, folded
+lines, bare line feeds and broken chunks; this file adds what it leaves open: caps, versions, hosts, codings,
+targets. It owns no socket and no clock; connection.py feeds it. Trailers are read and dropped, as RFC 9110
+6.5.1 allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import httptools
+
+from shoal_router.errors import (
+    BadRequest,
+    BodyTooLarge,
+    EncodingNotSupported,
+    ExpectationFailed,
+    HeadTooLarge,
+    RouterError,
+    VersionNotSupported,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Caps on one request; all sizes in bytes."""
+
+    head_bytes: int = 16 * 1024
+    header_count: int = 100
+    body_bytes: int = 8 * 1024 * 1024
+
+    @property
+    def raw_body_bytes(self) -> int:
+        """Most bytes on the wire for one body: chunk framing may double it, not more."""
+        return 2 * self.body_bytes + self.head_bytes
+
+
+class Phase(IntEnum):
+    """Where in a message the reader stands; connection.py hangs its deadlines on it."""
+
+    IDLE = 0
+    HEAD = 1
+    BODY = 2
+
+
+class Request:
+    """One complete request. `headers` holds end-to-end lines only, in order, ready to be sent on."""
+
+    __slots__ = (
+        "authorization",
+        "body",
+        "chunked",
+        "content_length",
+        "expects_continue",
+        "headers",
+        "hosts",
+        "http10",
+        "keep_alive",
+        "method",
+        "named_hops",
+        "path",
+        "refusal",
+        "request_id",
+        "target",
+    )
+
+    def __init__(self, method: bytes, target: bytes, http10: bool, keep_alive: bool) -> None:
+        self.method = method
+        self.target = target
+        self.path = target.partition(b"?")[0].decode("latin-1")
+        self.http10 = http10
+        self.keep_alive = keep_alive
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+        self.authorization = b""
+        self.request_id = b""
+        self.hosts = 0
+        self.content_length = 0
+        self.chunked = False
+        self.expects_continue = False
+        self.named_hops: set[bytes] | None = None
+        self.refusal: RouterError | None = None
+
+
+def _host(request: Request, name: bytes, value: bytes) -> None:
+    request.hosts += 1
+
+
+def _length(request: Request, name: bytes, value: bytes) -> None:
+    request.content_length = int(value)
+
+
+def _transfer_encoding(request: Request, name: bytes, value: bytes) -> None:
+    if request.http10 or value.strip(b" \t").lower() != b"chunked":
+        raise BadRequest("the only transfer coding is 'chunked', in HTTP/1.1; send one or a Content-Length")
+    request.chunked = True
+
+
+def _content_encoding(request: Request, name: bytes, value: bytes) -> None:
+    if value.strip(b" \t").lower() not in (b"", b"identity"):
+        raise EncodingNotSupported("send the JSON body uncompressed, without Content-Encoding")
+
+
+def _expect(request: Request, name: bytes, value: bytes) -> None:
+    if value.strip(b" \t").lower() != b"100-continue":
+        raise ExpectationFailed("the only expectation served is 100-continue; leave the Expect header out")
+    request.expects_continue = not request.http10
+
+
+def _connection(request: Request, name: bytes, value: bytes) -> None:
+    names = {token.strip(b" \t").lower() for token in value.split(b",")} - {b"close", b"keep-alive", b""}
+    if names:
+        request.named_hops = names | (request.named_hops or set())
+
+
+def _authorization(request: Request, name: bytes, value: bytes) -> None:
+    if request.authorization:
+        raise BadRequest("send one Authorization header, not several")
+    request.authorization = value
+    request.headers.append((name, value))
+
+
+def _request_id(request: Request, name: bytes, value: bytes) -> None:
+    value = value.strip(b" \t")
+    # An id is echoed and logged: only a short visible one is taken over, else the router makes its own.
+    if 0 < len(value) <= 128 and all(0x21 <= byte <= 0x7E for byte in value):
+        request.request_id = value
+
+
+def _hop(request: Request, name: bytes, value: bytes) -> None:
+    """For this connection only (RFC 9110 7.6.1): never sent on."""
+
+
+RULES: dict[bytes, Callable[[Request, bytes, bytes], None]] = {
+    b"host": _host,
+    b"content-length": _length,
+    b"transfer-encoding": _transfer_encoding,
+    b"content-encoding": _content_encoding,
+    b"expect": _expect,
+    b"connection": _connection,
+    b"authorization": _authorization,
+    b"x-request-id": _request_id,
+    b"keep-alive": _hop,
+    b"proxy-connection": _hop,
+    b"proxy-authenticate": _hop,
+    b"proxy-authorization": _hop,
+    b"te": _hop,
+    b"trailer": _hop,
+    b"upgrade": _hop,
+}
+
+
+class RequestReader:
+    """Turns fed bytes into `deliver(request)` calls, in order, and at most one final `refuse(error)`.
+
+    `vet(request)` is called when a head is complete and may raise a RouterError: the body is then discarded
+    as it arrives and the request is delivered with `refusal` set. `send_continue()` is called when the client
+    waits for it.
+    """
+
+    def __init__(
+        self,
+        limits: HttpLimits,
+        *,
+        vet: Callable[[Request], None],
+        deliver: Callable[[Request], None],
+        refuse: Callable[[RouterError], None],
+        send_continue: Callable[[], None],
+    ) -> None:
+        self.phase = Phase.IDLE
+        self.dead = False
+        self._limits = limits
+        self._vet = vet
+        self._deliver = deliver
+        self._refuse = refuse
+        self._send_continue = send_continue
+        self._parser = httptools.HttpRequestParser(self)
+        self._lines: list[tuple[bytes, bytes]] = []
+        self._target = b""
+        self._request: Request | None = None
+        self._parts: list[bytes] = []
+        self._body_bytes = 0
+        self._read_bytes = 0  # of the read in progress
+        self._first_bytes = 0  # of the read in which the current message began: an upper bound of its share
+        self._later_bytes = 0  # of the reads after that: all belong to the current message
+
+    def feed(self, data: bytes) -> None:
+        """Read on; after a refusal, or a request that closes the connection, bytes are ignored."""
+        if self.dead:
+            return
+        self._read_bytes = len(data)
+        self._later_bytes += self._read_bytes
+        try:
+            self._parser.feed_data(data)
+            if self.phase:
+                self._check_unfinished()
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, RouterError):
+                raise
+            self._die(cause)
+        except httptools.HttpParserUpgrade:
+            self._die(BadRequest("CONNECT and protocol upgrades are not served here"))
+        except httptools.HttpParserError as error:
+            self._die(BadRequest(f"malformed HTTP: {error}"))
+        except RouterError as error:
+            self._die(error)
+
+    def _die(self, error: RouterError) -> None:
+        if not self.dead:
+            self.dead = True
+            self._refuse(error)
+
+    def _check_unfinished(self) -> None:
+        if self.phase == Phase.HEAD and self._later_bytes > self._limits.head_bytes:
+            raise self._head_too_large()
+        if self._later_bytes > self._limits.raw_body_bytes:
+            raise BodyTooLarge("the chunked body is mostly framing; send larger chunks or a Content-Length")
+
+    def _head_too_large(self) -> HeadTooLarge:
+        limits = self._limits
+        return HeadTooLarge(f"the head may have {limits.head_bytes} bytes in {limits.header_count} lines")
+
+    # Callbacks of httptools, in the order in which they fire.
+
+    def on_message_begin(self) -> None:
+        self.phase = Phase.HEAD
+        self._lines = []
+        self._target = b""
+        self._first_bytes = self._read_bytes
+        self._later_bytes = 0
+
+    def on_url(self, piece: bytes) -> None:
+        self._target += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._lines.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise VersionNotSupported(f"HTTP/{version} is not served; use HTTP/1.1")
+        if parser.should_upgrade():
+            raise BadRequest("CONNECT and protocol upgrades are not served here")
+        self._check_head_size()
+        if not self._target.startswith(b"/") or b"#" in self._target:
+            raise BadRequest("the request target must be a path, as in 'POST /v1/chat/completions HTTP/1.1'")
+        request = Request(parser.get_method(), self._target, version == "1.0", parser.should_keep_alive())
+        self._apply_rules(request)
+        if request.content_length > self._limits.body_bytes:
+            raise BodyTooLarge(f"the body may have {self._limits.body_bytes} bytes; shorten the prompt")
+        self._request = request
+        self._body_bytes = 0
+        self._parts = []
+        self.phase = Phase.BODY
+        try:
+            self._vet(request)
+        except RouterError as error:
+            if request.expects_continue:
+                raise
+            request.refusal = error
+        if request.expects_continue and (request.chunked or request.content_length):
+            self._send_continue()
+
+    def _check_head_size(self) -> None:
+        limits = self._limits
+        too_long = self._first_bytes + self._later_bytes > limits.head_bytes and (
+            len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._lines)
+            > limits.head_bytes
+        )
+        if too_long or len(self._lines) > limits.header_count:
+            raise self._head_too_large()
+
+    def _apply_rules(self, request: Request) -> None:
+        onward = request.headers
+        for line in self._lines:
+            key = line[0].lower()
+            rule = RULES.get(key)
+            if rule is not None:
+                rule(request, *line)
+            elif not key.startswith(b"x-shoal-"):  # the platform's own headers never come from outside
+                onward.append(line)
+        if request.hosts > 1 or (request.hosts == 0 and not request.http10):
+            raise BadRequest("an HTTP/1.1 request has exactly one Host header")
+        named = request.named_hops
+        if named:
+            request.headers = [line for line in onward if line[0].lower() not in named]
+
+    def on_body(self, piece: bytes) -> None:
+        self._body_bytes += len(piece)
+        if self._body_bytes > self._limits.body_bytes:
+            raise BodyTooLarge(f"the body may have {self._limits.body_bytes} bytes; shorten the prompt")
+        if self._request is not None and self._request.refusal is None:
+            self._parts.append(piece)
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        if request is None or self.dead:
+            return
+        self._request = None
+        self.phase = Phase.IDLE
+        request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        if not request.keep_alive:
+            self.dead = True  # whatever follows belongs to nobody
+        self._deliver(request)

@@ -1,0 +1,117 @@
+"""Which models there are and who serves them: the merge of all replicas' /v1/models. Sends nothing.
+
+A model is known as long as one replica that served it is listed, ready or not: a client of a model that is
+restarting gets 503 and comes back, not 404.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from shoal_router.endpoints import Endpoint
+from shoal_router.errors import BadRequest, ModelNotFound, NoReplicaReady
+from shoal_router.standing import State
+
+_ROUTABLE = (State.HEALTHY, State.HALF_OPEN)
+
+
+class _Listing(msgspec.Struct):
+    data: list[msgspec.Raw] = []
+
+
+class _Entry(msgspec.Struct):
+    id: str
+
+
+_decode_listing = msgspec.json.Decoder(_Listing).decode
+_decode_entry = msgspec.json.Decoder(_Entry).decode
+
+
+def read_listing(body: bytes) -> tuple[tuple[str, bytes], ...]:
+    """Ids and JSON objects of a /v1/models reply. Raises msgspec.MsgspecError when it is none."""
+    return tuple((_decode_entry(raw).id, bytes(raw)) for raw in _decode_listing(body).data)
+
+
+class ModelTable:
+    """Model -> replicas, computed when first asked after a change."""
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._routable: dict[str, tuple[Endpoint, ...]] = {}
+        self._known: dict[str, None] | None = None
+
+    def changed(self) -> None:
+        """A standing, a report or the membership has changed."""
+        self._routable.clear()
+        self._known = None
+
+    def known(self) -> dict[str, None]:
+        """Ids of all known models, sorted, as keys."""
+        if self._known is None:
+            names = {name for endpoint in self._endpoints for name, _ in endpoint.report.models}
+            self._known = dict.fromkeys(sorted(names))
+        return self._known
+
+    def listing(self) -> bytes:
+        """The merged /v1/models reply: each model once, as the first replica that lists it describes it."""
+        entries: dict[str, msgspec.Raw] = {}
+        for endpoint in self._endpoints:
+            for name, raw in endpoint.report.models:
+                entries.setdefault(name, msgspec.Raw(raw))
+        return msgspec.json.encode({"object": "list", "data": list(entries.values())})
+
+    def entry(self, model: str) -> bytes:
+        """The JSON object of one model. Raises ModelNotFound."""
+        for endpoint in self._endpoints:
+            for name, raw in endpoint.report.models:
+                if name == model:
+                    return raw
+        raise self._not_found(model)
+
+    def routable(self, model: str) -> tuple[Endpoint, ...]:
+        """Replicas that may be given a request for `model`, at least one.
+
+        When every one is ejected, the ejected ones: a wrong ejection must not take a model down.
+        Raises ModelNotFound or NoReplicaReady.
+        """
+        endpoints = self._routable.get(model)
+        if endpoints is None:
+            endpoints = self._routable[model] = self._find(model)
+        return endpoints
+
+    def resolve(self, model: str | None) -> str:
+        """The model that a request means; it may leave the name out when there is only one.
+
+        Raises RouterError.
+        """
+        known = self.known()
+        if model is not None and model in known:
+            return model
+        if model is not None or not known:
+            raise self._not_found(model or "")
+        if len(known) > 1:
+            raise BadRequest(f"name a model: {', '.join(known)}", param="model", code="missing_model")
+        return next(iter(known))
+
+    def _find(self, model: str) -> tuple[Endpoint, ...]:
+        serving = [endpoint for endpoint in self._endpoints if endpoint.serves(model)]
+        if not serving:
+            raise self._not_found(model)
+        ready = [endpoint for endpoint in serving if endpoint.state in _ROUTABLE]
+        left = ready or [endpoint for endpoint in serving if endpoint.state is State.SUSPECT]
+        if not left:
+            raise NoReplicaReady(
+                f"none of {len(serving)} replicas of '{model}' is ready: loading, draining or down; try later"
+            )
+        return tuple(left)
+
+    def _not_found(self, model: str) -> ModelNotFound | NoReplicaReady:
+        known = self.known()
+        if not known:
+            return NoReplicaReady("no replica has reported its models yet; try again in a moment")
+        shown = model if len(model) <= 100 else model[:100] + "..."
+        return ModelNotFound(
+            f"there is no model '{shown}' here; there are: {', '.join(known)}", param="model"
+        )

@@ -1,0 +1,143 @@
+"""Give a request a replica: puts model table, prefix index and policy together, and keeps the accounts.
+
+Sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from shoal_api.request_prefix import BLOCK_BYTES
+from shoal_router.endpoints import Endpoint
+from shoal_router.errors import NoReplicaReady
+from shoal_router.models import ModelTable
+from shoal_router.policy import Candidate, Weights, choose
+from shoal_router.prefix_index import PrefixIndex
+from shoal_router.prompt import Prompt
+from shoal_router.standing import State
+from shoal_router.usage import BytesPerToken, Usage
+
+# A belief is wrong when the engine had less cached than this below it: block sizes differ, and templates add
+# tokens.
+TOLERANCE_TOKENS = 64
+TOLERANCE_SHARE = 0.1
+
+
+@dataclass(slots=True)
+class Placement:
+    """One request on one replica, from choice to end."""
+
+    endpoint: Endpoint
+    stamp: int  # of this use in the index; grows from request to request
+    uncached_tokens: float
+    cached_share: float  # of the prompt, as believed
+    believed_stamp: (
+        int  # last use of the deepest block believed cached; 0 when there is nothing to contradict
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How to choose:
+
+    the policy's weights, the block whose hash has a home, and whether caches count at all.
+    """
+
+    weights: Weights = field(default_factory=Weights)
+    home_block: int = 0
+    prefer_cached: bool = True
+
+
+class Placer:
+    """Chooses replicas; `pick(n)` draws from range(n)."""
+
+    def __init__(
+        self,
+        models: ModelTable,
+        index: PrefixIndex,
+        ratios: BytesPerToken,
+        routing: Routing,
+        pick: Callable[[int], int],
+    ) -> None:
+        self._models = models
+        self._index = index
+        self._ratios = ratios
+        self._routing = routing
+        self._pick = pick
+
+    def place(self, prompt: Prompt, tried: Collection[Endpoint]) -> Placement:
+        """Choose a replica that was not tried and charge it. Raises ModelNotFound or NoReplicaReady."""
+        endpoints = self._eligible(prompt, tried)
+        chain = prompt.chain if self._routing.prefer_cached else []
+        depths = self._index.match(chain) if chain else {}
+        per_token = self._ratios.of(prompt.model)
+        block_tokens = BLOCK_BYTES / per_token
+        tokens = prompt.content_bytes / per_token
+        candidates = [
+            Candidate(
+                endpoint.identity,
+                depths.get(endpoint.slot, 0) * block_tokens,
+                endpoint.queued_tokens,
+                endpoint.in_flight + endpoint.elsewhere,
+            )
+            for endpoint in endpoints
+        ]
+        home = self._home(chain, depths) if chain else None
+        at = choose(tokens, candidates, self._routing.weights, home, self._pick)
+        endpoint = endpoints[at]
+        return self._charge(endpoint, prompt, tokens - candidates[at].cached, depths.get(endpoint.slot, 0))
+
+    def _eligible(self, prompt: Prompt, tried: Collection[Endpoint]) -> tuple[Endpoint, ...] | list[Endpoint]:
+        routable = self._models.routable(prompt.model)
+        endpoints: tuple[Endpoint, ...] | list[Endpoint] = routable
+        if tried:
+            endpoints = [endpoint for endpoint in routable if endpoint not in tried]
+            if not endpoints:
+                raise NoReplicaReady(
+                    f"every ready replica of '{prompt.model}' failed this request; try again"
+                )
+        # One request at a time proves that a replica is back; if all are in that state, better several than
+        # none.
+        proven = [e for e in endpoints if e.standing.state is not State.HALF_OPEN or e.in_flight == 0]
+        return proven or endpoints
+
+    def _home(self, chain: list[int], depths: dict[int, int]) -> int:
+        """Hash of the prefix whose home decides:
+
+        the first block that nobody holds, or the configured beginning.
+        """
+        deepest = max(depths.values()) if depths else 0
+        return chain[min(max(deepest, self._routing.home_block), len(chain) - 1)]
+
+    def _charge(self, endpoint: Endpoint, prompt: Prompt, uncached: float, depth: int) -> Placement:
+        believed = 0
+        if depth:
+            believed = self._index.last_use(endpoint.slot, prompt.chain[depth - 1])
+            # What a request still waiting for its first byte will have computed may not be in the cache yet.
+            oldest_waiting = next(iter(endpoint.waiting), None)
+            if oldest_waiting is not None and believed >= oldest_waiting:
+                believed = 0
+        stamp = self._index.use(endpoint.slot, prompt.chain)
+        endpoint.charge(uncached, stamp)
+        endpoint.tally.requests += 1
+        share = depth * BLOCK_BYTES / prompt.content_bytes if depth else 0.0
+        return Placement(endpoint, stamp, uncached, share, believed)
+
+    def settle(self, placement: Placement, prompt: Prompt, usage: Usage) -> None:
+        """Compare what was believed with what the engine says, and correct the index where it was wrong."""
+        if not prompt.content_bytes or not usage.prompt_tokens:
+            return
+        self._ratios.learn(prompt.model, prompt.content_bytes, usage.prompt_tokens)
+        if usage.cached_tokens is None:
+            return
+        endpoint = placement.endpoint
+        tally = endpoint.tally
+        predicted = round(placement.cached_share * usage.prompt_tokens)
+        tally.prompt_tokens += usage.prompt_tokens
+        tally.predicted_tokens += predicted
+        tally.cached_tokens += usage.cached_tokens
+        wrong = predicted - usage.cached_tokens > TOLERANCE_TOKENS + TOLERANCE_SHARE * predicted
+        if wrong and placement.believed_stamp and not endpoint.removed:
+            tally.contradictions += 1
+            self._index.contradict(endpoint.slot, placement.believed_stamp)

@@ -1,0 +1,81 @@
+"""Choose the replica of one request: pure arithmetic on frozen values, no sockets, no clock, no state.
+
+The cost of a replica, in prompt tokens (routers.md section 7):
+
+    cost = recompute * uncached + queued + in_flight_tokens * in_flight
+
+`uncached` is what this request would have to compute there, `queued` what others still have to before it. A
+replica whose load is beyond the bound gets no credit for its cache, so a hot prefix spreads before it piles
+up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous hashing: any
+number of routers agree on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What things cost, in prompt tokens; defaults are those of RouterOptions."""
+
+    recompute: float = 2.0
+    in_flight_tokens: float = 64.0
+    mean_load: float = 1.25  # bound on a replica's load as a multiple of the mean load
+    spare_requests: float = (
+        8.0  # load in requests below which the bound never applies: few requests are always uneven
+    )
+    near_requests: float = 1.0  # replicas this close to the cheapest, in requests, count as equally cheap
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """One routable replica as the policy sees it; token counts are estimates from prompt bytes."""
+
+    identity: int  # 64-bit hash of the replica's name, the same in every router
+    cached: float  # leading prompt tokens of this request believed to be in the replica's cache
+    queued: float  # uncached prompt tokens of requests sent there that have not begun to answer
+    in_flight: float  # requests sent there that have not ended
+
+
+def choose(
+    prompt: float,
+    candidates: Sequence[Candidate],
+    weights: Weights,
+    home: int | None,
+    pick: Callable[[int], int],
+) -> int:
+    """Index of the best of `candidates` (not empty) for `prompt` tokens.
+
+    `home` is the hash of the prefix whose home matters, None for requests that no cache helps;
+    `pick(n)` draws from range(n) and breaks ties.
+    """
+    s = weights.in_flight_tokens
+    loads = [c.queued + s * c.in_flight for c in candidates]
+    bound = max(weights.mean_load * sum(loads) / len(loads), weights.spare_requests * s)
+    w = weights.recompute
+    costs = [
+        load + w * (prompt - c.cached if load <= bound else prompt)
+        for load, c in zip(loads, candidates, strict=True)
+    ]
+    least = min(costs)
+    if home is None:
+        ties = [i for i, cost in enumerate(costs) if cost == least]
+        return ties[0] if len(ties) == 1 else ties[pick(len(ties))]
+    best = costs.index(least)
+    enough = candidates[best].cached
+    limit = least + weights.near_requests * s
+    near = [i for i, cost in enumerate(costs) if cost <= limit and candidates[i].cached >= enough]
+    return best if len(near) == 1 else max(near, key=lambda i: affinity(home, candidates[i].identity))
+
+
+def affinity(prefix: int, identity: int) -> int:
+    """Rendezvous weight of a replica for a prefix: a 64-bit mix (the finaliser of splitmix64) of both."""
+    x = (prefix ^ identity) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)

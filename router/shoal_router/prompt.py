@@ -1,0 +1,76 @@
+"""What the router reads in a request's body:
+
+the model, whether it streams, and the bytes that caches are keyed by. Only these fields are decoded; the body
+goes on as it came. Whether it is valid is the engine's to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import msgspec
+
+from shoal_api.request_prefix import hash_request, request_chain_start
+from shoal_router.errors import BadRequest
+
+# A longer prompt is told apart by its first 64k tokens or so; hashing all of it would hold up other requests'
+# streams.
+MAX_HASHED_BYTES = 256 * 1024
+
+
+class Work(Enum):
+    """What a path makes an engine do with its text."""
+
+    GENERATE = "generate"  # prefill, where the prefix cache counts, then decode
+    EMBED = "embed"  # prefill without a cache
+    TOKENIZE = "tokenize"  # nothing that loads the device
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One request as the policy sees it. `chain` holds the hashes of its full blocks, first block first."""
+
+    model: str
+    stream: bool
+    work: Work
+    content_bytes: int
+    chain: list[int]
+
+
+class Fields(msgspec.Struct):
+    """The fields of a body that routing needs; all else is skipped."""
+
+    model: str | None = None
+    stream: msgspec.Raw = msgspec.Raw(b"")
+    tools: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+    cache_salt: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode = msgspec.json.Decoder(Fields).decode
+
+
+def read_fields(body: bytes) -> Fields:
+    """Decode a body. Raises BadRequest when it is not a JSON object or its model is not a string."""
+    try:
+        return _decode(body)
+    except msgspec.ValidationError as error:
+        param = "model" if "$.model" in str(error) else None
+        raise BadRequest(f"the body does not fit: {error}", param=param, code="invalid_value") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def read_prompt(fields: Fields, model: str, work: Work) -> Prompt:
+    """The prompt of a decoded body for the model that it resolved to."""
+    stream = bytes(fields.stream) == b"true"
+    if work is not Work.GENERATE:
+        size = len(bytes(fields.input)) if work is Work.EMBED else 0
+        return Prompt(model, stream, work, size, [])
+    # Templates put tools before the messages; in that order equal beginnings stay equal.
+    content = bytes(fields.tools) + bytes(fields.messages) + bytes(fields.prompt)
+    start = request_chain_start(model, salt=bytes(fields.cache_salt).decode(errors="replace"))
+    return Prompt(model, stream, work, len(content), hash_request(content[:MAX_HASHED_BYTES], start))

@@ -1,0 +1,55 @@
+"""Whether a failed attempt may be repeated on another replica.
+
+Pure; only asked before the first byte went out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+BUDGET_FLOOR = 3  # retries at a time that are always allowed
+# A connection that the replica had closed while it lay idle fails within a round trip; later the replica
+# itself died.
+STALE_WITHIN_S = 0.25
+
+
+class Failure(StrEnum):
+    """How an attempt ended without a reply that could be passed on."""
+
+    CONNECT = "connect"  # no connection
+    STALE = "stale"  # an idle connection had been closed by the replica
+    LOST = "lost"  # the replica closed or reset the connection with the request on it
+    TIMEOUT = "timeout"  # no first byte in time
+    REFUSED = "refused"  # 503: the replica is draining or its engine is gone, and has not begun
+    BAD_REPLY = "bad_reply"  # not HTTP
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLimits:
+    max_retries: int = 2
+    budget: float = 0.2  # retries in progress as a share of requests in progress
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What one request has been through."""
+
+    retries: int = 0
+    stale: int = 0
+    deaths: int = 0  # replicas that may have died of this very request
+
+    def after(self, failure: Failure) -> History:
+        died = failure in (Failure.LOST, Failure.TIMEOUT, Failure.BAD_REPLY)
+        if failure is Failure.STALE:
+            return History(self.retries, self.stale + 1, self.deaths)
+        return History(self.retries + 1, self.stale, self.deaths + died)
+
+
+def may_retry(failure: Failure, past: History, limits: RetryLimits, *, active: int, retrying: int) -> bool:
+    """`active` requests are in progress; `retrying` of the others are not on their first attempt."""
+    if failure is Failure.STALE:
+        return past.stale == 0  # costs the fleet nothing: the replica never saw the request
+    if past.after(failure).deaths > 1:
+        return False  # a request that kills what it meets is not handed round
+    return past.retries < limits.max_retries and retrying < max(BUDGET_FLOOR, limits.budget * active)

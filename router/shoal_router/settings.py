@@ -1,0 +1,71 @@
+"""What one router process runs with: RouterOptions sorted by who needs them.
+
+Reads no environment and no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal_api.options import RouterOptions
+from shoal_api.request_prefix import BLOCK_BYTES
+from shoal_router.connection import ConnectionSettings
+from shoal_router.discovery import Address
+from shoal_router.health import HealthSettings
+from shoal_router.http1 import HttpLimits
+from shoal_router.placement import Routing
+from shoal_router.policy import Weights
+from shoal_router.proxy import ProxySettings
+from shoal_router.retry import RetryLimits
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """Settings of the whole process; port 0 takes a free one."""
+
+    addresses: tuple[Address, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: tuple[bytes, ...] = ()
+    connect_timeout_s: float = 1.0
+    drain_timeout_s: float = 300.0
+    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    proxy: ProxySettings = field(default_factory=ProxySettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
+    routing: Routing = field(default_factory=Routing)
+
+    @classmethod
+    def from_options(cls, options: RouterOptions) -> RouterSettings:
+        """Raises ValueError for an endpoint that is no http://HOST:PORT."""
+        prefix = options.prefix_hash
+        return cls(
+            addresses=tuple(Address.from_url(url) for url in options.endpoint),
+            host=options.host,
+            port=options.port,
+            api_keys=tuple(key.encode() for key in options.api_key),
+            connect_timeout_s=options.connect_timeout_s,
+            drain_timeout_s=options.drain_timeout_s,
+            connection=ConnectionSettings(
+                HttpLimits(head_bytes=options.max_header_bytes, body_bytes=options.max_body_bytes)
+            ),
+            proxy=ProxySettings(
+                RetryLimits(options.max_retries, options.retry_budget_percent / 100),
+                options.first_byte_timeout_s,
+                options.idle_timeout_s,
+                options.total_timeout_s,
+            ),
+            health=HealthSettings(
+                options.health_interval_s,
+                options.health_timeout_s,
+                options.api_key[0] if options.api_key else None,
+            ),
+            routing=Routing(
+                Weights(
+                    recompute=prefix.recompute_weight,
+                    in_flight_tokens=prefix.in_flight_tokens,
+                    mean_load=prefix.mean_load_percent / 100,
+                ),
+                home_block=max(0, prefix.prefix_chars // BLOCK_BYTES - 1),
+                prefer_cached=options.strategy == "PrefixHash",
+            ),
+        )

@@ -1,0 +1,267 @@
+"""Connections to replicas: send one request, hand its reply on as the bytes that came.
+
+Decides nothing about retries. llhttp reads along only to learn the status, the headers and where the reply
+ends; the body is never rebuilt. A reply that is not exactly one HTTP reply (two of them, an upgrade, broken
+chunks) is an error and taints its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import httptools
+
+from shoal_router.discovery import Address
+from shoal_router.errors import BadReply
+
+MAX_REPLY_HEAD_BYTES = 64 * 1024
+MAX_IDLE_PER_REPLICA = 512
+# Below the 5 s after which uvicorn closes an idle connection: the router lets go first, so that no request
+# meets a connection that is just being closed.
+MAX_IDLE_S = 4.0
+
+
+@dataclass(slots=True)
+class ReplyHead:
+    """The head of a replica's reply.
+
+    `chunked` bodies end themselves, `until_close` bodies end with the connection.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    chunked: bool
+    until_close: bool
+
+    def header(self, name: bytes) -> bytes | None:
+        """First value of a header, `name` in lower case."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+class ReplySink(Protocol):
+    """Whoever sent a request and takes its reply.
+
+    After `reply_ended` or `reply_failed` nothing more comes.
+    """
+
+    def reply_started(self, head: ReplyHead, body: bytes) -> None:
+        """The head, and the framed body bytes that came with it."""
+
+    def reply_data(self, data: bytes) -> None:
+        """Further bytes of the body, framed as the replica framed them."""
+
+    def reply_ended(self) -> None: ...
+
+    def reply_failed(self, error: Exception) -> None: ...
+
+
+_UNCONNECTED = asyncio.Transport()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One keep-alive connection to a replica, with at most one request on it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport = _UNCONNECTED
+        self._parser = httptools.HttpResponseParser(self)
+        self._sink: ReplySink | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head = b""  # raw bytes until the head is complete
+        self._reply: ReplyHead | None = None
+        self._started = False  # the sink has seen the head
+        self._complete = self._reusable = self._paused = False
+        self.idle_since = 0.0
+
+    @property
+    def usable(self) -> bool:
+        return not self._transport.is_closing()
+
+    def send(self, sink: ReplySink, head: bytes, body: bytes) -> None:
+        """Send a request; `sink` gets the reply."""
+        self._sink = sink
+        self._head = b""
+        self._started = self._complete = False
+        self._reply = None
+        self._transport.writelines((head, body))
+
+    def abort(self) -> None:
+        """Cut the connection: the replica notices at once and stops computing.
+
+        The sink hears nothing more.
+        """
+        self._sink = None
+        self._transport.abort()
+
+    def close(self) -> None:
+        self._sink = None
+        if self._transport is not _UNCONNECTED:
+            self._transport.close()
+
+    def pause(self) -> None:
+        """Read no more: the reply waits in the replica's socket, not here."""
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def at_chunk_boundary(self) -> bool:
+        """Whether a chunked reply, cut off here, stands between two chunks. Ends the use of this connection.
+
+        Asks the parser instead of watching every chunk: only between two chunks do the bytes of a last chunk
+        end the reply.
+        """
+        if not self._started or self._complete:
+            return False
+        try:
+            self._parser.feed_data(b"0\r\n\r\n")
+        except httptools.HttpParserError:
+            return False
+        return self._complete
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.discard(self)
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        if self._started and exc is None and self._reply is not None and self._reply.until_close:
+            sink.reply_ended()
+        else:
+            sink.reply_failed(exc or ConnectionResetError("the replica closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is None:  # bytes that nobody asked for
+            self.abort()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(sink, BadReply(f"the replica broke HTTP: {error.__context__ or error}"))
+            return
+        if self._started:
+            sink.reply_data(data)
+        else:
+            self._head += data
+            if self._reply is None:
+                if len(self._head) > MAX_REPLY_HEAD_BYTES:
+                    self._fail(sink, BadReply("the head of the replica's reply is too large"))
+                return
+            self._started = True
+            sink.reply_started(self._reply, self._head[self._head.index(b"\r\n\r\n") + 4 :])
+            self._head = b""
+        if self._complete and self._sink is sink:
+            self._end(sink)
+
+    def _end(self, sink: ReplySink) -> None:
+        self._sink = None
+        self.resume()
+        if self._reusable:
+            self._pool.put(self)
+        else:
+            self._transport.close()
+        sink.reply_ended()
+
+    def _fail(self, sink: ReplySink, error: Exception) -> None:
+        self.abort()
+        sink.reply_failed(error)
+
+    # Callbacks of httptools
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise BadReply("more than one reply to one request")
+        self._headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            raise BadReply(f"interim status {status} that nobody asked for")
+        names = {name.lower() for name, _ in self._headers}
+        chunked = b"transfer-encoding" in names
+        until_close = not chunked and b"content-length" not in names and status not in (204, 304)
+        self._reply = ReplyHead(status, self._headers, chunked, until_close)
+        self._headers = []  # a trailer is part of the body's bytes, not of the head
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        self._reusable = self._parser.should_keep_alive()
+
+
+class Pool:
+    """Keep-alive connections to one replica. Last in, first out: the rest ages and is closed."""
+
+    def __init__(self, address: Address, connect_timeout_s: float) -> None:
+        self.address = address
+        self._connect_timeout_s = connect_timeout_s
+        self._tls = ssl.create_default_context() if address.tls else None
+        self._idle: list[UpstreamConnection] = []
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def take(self, now: float) -> UpstreamConnection | None:
+        """An idle connection, if there is one young enough."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and now - connection.idle_since <= MAX_IDLE_S:
+                return connection
+            connection.close()
+        return None
+
+    async def connect(self) -> UpstreamConnection:
+        """A new connection.
+
+        Raises OSError (TimeoutError included) when the replica does not accept one in time.
+        """
+        address = self.address
+        connection = UpstreamConnection(self)
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: connection, address.host, address.port, ssl=self._tls
+                )
+        except BaseException:
+            connection.close()  # it may have been made in the instant in which it was no longer wanted
+            raise
+        return connection
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """Keep a connection whose reply has ended."""
+        if self._closed or len(self._idle) >= MAX_IDLE_PER_REPLICA:
+            connection.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+
+    def discard(self, connection: UpstreamConnection) -> None:
+        """Forget a connection that was lost."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self, now: float) -> None:
+        """Close connections that were idle for too long; the oldest come first in the list."""
+        while self._idle and now - self._idle[0].idle_since > MAX_IDLE_S:
+            self._idle.pop(0).close()
+
+    def close(self) -> None:
+        """Close idle connections, and the others after their reply."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()

@@ -1,0 +1,57 @@
+"""What an engine says a prompt really cost, read from the end of its reply;
+
+and bytes per token learned from it. No reply is parsed: `"prompt_tokens":` with bare quotes cannot stand
+inside a JSON string, where quotes are escaped, so a search in the last bytes is exact or finds nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+DEFAULT_BYTES_PER_TOKEN = 4.0
+_LOWEST, _HIGHEST = 0.5, 64.0  # beyond these something else than text was counted
+_LEARNING_RATE = 0.05
+_TAIL_BYTES = 4096
+
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,9})\b')
+_CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})\b')
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """`cached_tokens` of the `prompt_tokens` came from the engine's cache;
+
+    None when the engine does not tell.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int | None
+
+
+def read_usage(pieces: Iterable[bytes]) -> Usage | None:
+    """Usage in the last pieces of a reply's body; None when there is none or a chunk border cuts it."""
+    tail = b"".join(pieces)[-_TAIL_BYTES:]
+    prompts = _PROMPT_TOKENS.findall(tail)
+    if not prompts:
+        return None
+    cached = _CACHED_TOKENS.findall(tail)
+    return Usage(int(prompts[-1]), int(cached[-1]) if cached else None)
+
+
+class BytesPerToken:
+    """Bytes of canonical prompt per token, per model, as a running mean."""
+
+    def __init__(self) -> None:
+        self._ratios: dict[str, float] = {}
+
+    def of(self, model: str) -> float:
+        return self._ratios.get(model, DEFAULT_BYTES_PER_TOKEN)
+
+    def learn(self, model: str, prompt_bytes: int, prompt_tokens: int) -> None:
+        """One prompt of so many bytes had so many tokens."""
+        if prompt_tokens > 0:
+            seen = min(max(prompt_bytes / prompt_tokens, _LOWEST), _HIGHEST)
+            before = self.of(model)
+            self._ratios[model] = before + _LEARNING_RATE * (seen - before)
