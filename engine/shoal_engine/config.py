@@ -1,4 +1,4 @@
-"""What a checkpoint says about its model, as frozen values. No torch, no weights, and no options of the operator.
+"""What a checkpoint says about its model, as frozen values. No torch, no weights, no operator's options.
 
 `hf_config.py` fills them from a Hugging Face folder, `gguf_config.py` from a GGUF file's metadata.
 """
@@ -16,7 +16,7 @@ RopeType = Literal["default", "linear", "llama3", "yarn"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary positions. Which fields count depends on `type`; `freq_factors`, where given, replaces the type's scaling.
+    """Rotary positions. Which fields count depends on `type`; `freq_factors`, if given, replace its scaling.
 
     freq_factors: head_dim / 2 divisors, one per frequency, as GGUF stores the scaling of Llama 3.
     attention_factor: what cos and sin are multiplied by; None = the type's own rule.
@@ -37,7 +37,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
-    """Sampling that the model's makers recommend, for requests that leave a field out. None = they say nothing."""
+    """Sampling that the model's makers recommend for fields a request leaves out. None = they say nothing."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -49,7 +49,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes and switches of a decoder. `architecture` is the Hugging Face class name, whatever the file format.
+    """Sizes and switches of a decoder. `architecture` is the Hugging Face class name in every file format.
 
     Raises ModelLoadError on construction when the sizes do not fit one another.
     """
@@ -90,6 +90,10 @@ class ModelConfig:
             raise ModelLoadError(
                 f"the model's head_dim is {self.head_dim}; rotary positions need an even number"
             )
+        if self.bos_token_id is not None and not 0 <= self.bos_token_id < self.vocab_size:
+            raise ModelLoadError(
+                f"bos_token_id {self.bos_token_id} is outside the vocabulary of {self.vocab_size}"
+            )
         factors = self.rope.freq_factors
         if factors is not None and len(factors) != self.head_dim // 2:
             raise ModelLoadError(f"{len(factors)} rotary factors do not fit a head_dim of {self.head_dim}")
@@ -114,7 +118,7 @@ _SIZES = (
 
 
 def read_config(path: Path | str) -> ModelConfig:
-    """The config of a Hugging Face folder or a `.gguf` file. Raises ModelLoadError that names file and field."""
+    """The config of a Hugging Face folder or a `.gguf` file. Raises ModelLoadError naming file and field."""
     path = Path(path)
     if path.is_dir():
         from shoal_engine.hf_config import read_hf_config

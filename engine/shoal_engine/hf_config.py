@@ -1,0 +1,222 @@
+"""config.json and generation_config.json of a Hugging Face folder, as a ModelConfig.
+
+Fields that a file leaves out get the value that transformers gives them. Rotary positions are read in both
+spellings: `rope_theta` with `rope_scaling`, and the one `rope_parameters` object of transformers 5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from shoal_engine.config import GenerationDefaults, ModelConfig, RopeConfig, RopeType
+from shoal_engine.errors import ModelLoadError
+from shoal_engine.fields import Fields, read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """What an architecture implies without its config saying so. None = the config says, or it follows."""
+
+    max_positions: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    qkv_bias: bool | None = None
+    output_bias: bool | None = None
+    qk_norm: bool = False
+    sliding_window: int | None = None
+
+
+_LLAMA = _Family(max_positions=2048, bos_token_id=1, eos_token_ids=(2,))
+_MISTRAL = _Family(
+    max_positions=131_072,
+    num_kv_heads=8,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+    qkv_bias=False,
+    output_bias=False,
+    sliding_window=4096,
+)
+_QWEN2 = _Family(max_positions=32_768, num_kv_heads=32, qkv_bias=True, output_bias=False, sliding_window=4096)
+_QWEN3 = _Family(max_positions=32_768, num_kv_heads=32, head_dim=128, qk_norm=True, sliding_window=4096)
+_FAMILIES = {
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": _MISTRAL,
+    "Qwen2ForCausalLM": _QWEN2,
+    "Qwen3ForCausalLM": _QWEN3,
+}
+_ACTIVATIONS = frozenset({"silu"})
+
+
+def read_hf_config(folder: Path) -> ModelConfig:
+    """Raises ModelLoadError naming file and field when something is missing, broken or not supported."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelLoadError(
+            f"{folder} has no config.json; MODEL is a .gguf file or a Hugging Face folder with config.json, "
+            "tokenizer.json and *.safetensors"
+        )
+    fields = Fields(path, read_json(path))
+    generation_path = folder / "generation_config.json"
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+    values = _values(fields, Fields(generation_path, generation))
+    try:
+        return ModelConfig(**values)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+
+
+def _values(fields: Fields, generation: Fields) -> dict[str, Any]:
+    architecture = _architecture(fields)
+    family = _FAMILIES[architecture]
+    _refuse_quantized(fields)
+    num_layers = fields.integer("num_hidden_layers")
+    num_heads = fields.integer("num_attention_heads")
+    hidden_size = fields.integer("hidden_size")
+    max_positions = fields.integer("max_position_embeddings", family.max_positions)
+    attention_bias = fields.boolean("attention_bias", False)
+    window, layers = _sliding(fields, family, architecture, num_layers)
+    return {
+        "architecture": architecture,
+        "vocab_size": fields.integer("vocab_size"),
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": fields.integer("num_key_value_heads", family.num_kv_heads or num_heads),
+        "head_dim": fields.integer("head_dim", family.head_dim or hidden_size // max(num_heads, 1)),
+        "intermediate_size": fields.integer("intermediate_size"),
+        "max_position_embeddings": max_positions,
+        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "rope": _rope(fields, max_positions),
+        "tie_embeddings": fields.boolean("tie_word_embeddings", False),
+        "qkv_bias": attention_bias if family.qkv_bias is None else family.qkv_bias,
+        "output_bias": attention_bias if family.output_bias is None else family.output_bias,
+        "mlp_bias": architecture == "LlamaForCausalLM" and fields.boolean("mlp_bias", False),
+        "qk_norm": family.qk_norm,
+        "sliding_window": window,
+        "sliding_layers": layers,
+        "hidden_act": fields.choose("hidden_act", fields.text("hidden_act", "silu"), _ACTIVATIONS),
+        "bos_token_id": fields.integer("bos_token_id", None)
+        if fields.mentions("bos_token_id")
+        else family.bos_token_id,
+        "eos_token_ids": _eos_token_ids(fields, generation, family),
+        "generation": generation_defaults(generation),
+        "torch_dtype": fields.text("dtype", fields.text("torch_dtype", "float32")),
+    }
+
+
+def generation_defaults(generation: Fields) -> GenerationDefaults:
+    """The recommended sampling in generation_config.json."""
+    return GenerationDefaults(
+        temperature=generation.number("temperature", None),
+        top_p=generation.number("top_p", None),
+        top_k=generation.integer("top_k", None),
+        min_p=generation.number("min_p", None),
+        repetition_penalty=generation.number("repetition_penalty", None),
+        max_new_tokens=generation.integer("max_new_tokens", None),
+    )
+
+
+def _architecture(fields: Fields) -> str:
+    """The first entry of `architectures` that is supported."""
+    names = fields.texts("architectures")
+    for name in names:
+        if name in _FAMILIES:
+            return name
+    raise ModelLoadError(
+        f"{fields.source}: architecture {', '.join(names) or '(none)'} is not supported; "
+        f"supported: {', '.join(_FAMILIES)}. Serve a model that is one of these"
+    )
+
+
+def _refuse_quantized(fields: Fields) -> None:
+    if fields.mentions("quantization_config"):
+        method = fields.inside("quantization_config").text("quant_method", "of unknown kind")
+        raise ModelLoadError(
+            f"{fields.source}: quantization {method!r} is not supported; "
+            "serve the unquantised checkpoint or a GGUF file of this model"
+        )
+
+
+def _eos_token_ids(fields: Fields, generation: Fields, family: _Family) -> tuple[int, ...]:
+    for place in (generation, fields):
+        if place.mentions("eos_token_id"):
+            return place.integers("eos_token_id")
+    return family.eos_token_ids
+
+
+def _sliding(
+    fields: Fields, family: _Family, architecture: str, num_layers: int
+) -> tuple[int | None, frozenset[int] | None]:
+    """The window and the layers it holds in (None = every layer)."""
+    window = (
+        fields.integer("sliding_window", None) if fields.mentions("sliding_window") else family.sliding_window
+    )
+    if architecture == "MistralForCausalLM":
+        return window, None
+    if family.sliding_window is None or not fields.boolean("use_sliding_window", False) or window is None:
+        return None, None
+    kinds = fields.texts("layer_types")
+    if not kinds:
+        return window, frozenset(range(fields.integer("max_window_layers", 28), num_layers))
+    if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise fields.refuse("layer_types", kinds, f"{num_layers} times sliding_attention or full_attention")
+    return window, frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+
+
+def _rope(fields: Fields, max_positions: int) -> RopeConfig:
+    name = "rope_parameters" if fields.mentions("rope_parameters") else "rope_scaling"
+    scaling = fields.inside(name)
+    kind = scaling.choose(
+        "rope_type", scaling.text("rope_type", scaling.text("type", "default")), get_args(RopeType)
+    )
+    share = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    if share != 1.0:
+        raise fields.refuse(
+            "partial_rotary_factor", share, "1.0: only whole heads are rotated by this engine"
+        )
+    theta = scaling.number("rope_theta", fields.number("rope_theta", 10_000.0))
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    if kind == "linear":
+        return RopeConfig(theta=theta, type="linear", factor=scaling.number("factor"))
+    original = fields.integer(
+        "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", max_positions)
+    )
+    if kind == "llama3":
+        return RopeConfig(
+            theta=theta,
+            type="llama3",
+            factor=scaling.number("factor"),
+            original_max_position=original,
+            low_freq_factor=scaling.number("low_freq_factor"),
+            high_freq_factor=scaling.number("high_freq_factor"),
+        )
+    return _yarn(scaling, theta, original, max_positions)
+
+
+def _yarn(scaling: Fields, theta: float, original: int, max_positions: int) -> RopeConfig:
+    factor = scaling.number("factor", max_positions / max(original, 1))
+    attention_factor = scaling.number("attention_factor", None)
+    mscale, mscale_all_dim = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    if attention_factor is None and mscale and mscale_all_dim:
+        attention_factor = _mscale(factor, mscale) / _mscale(factor, mscale_all_dim)
+    return RopeConfig(
+        theta=theta,
+        type="yarn",
+        factor=factor,
+        original_max_position=original,
+        beta_fast=scaling.number("beta_fast", 32.0) or 32.0,
+        beta_slow=scaling.number("beta_slow", 1.0) or 1.0,
+        truncate=scaling.boolean("truncate", True),
+        attention_factor=attention_factor,
+    )
+
+
+def _mscale(factor: float, weight: float) -> float:
+    """YaRN's growth of attention with the context (arXiv 2309.00071), weighted as DeepSeek does."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
