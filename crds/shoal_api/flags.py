@@ -78,6 +78,12 @@ def to_args(options: Strict) -> list[str]:
     return flags + separator + positional
 
 
+def to_config(options: Strict) -> dict[str, Any]:
+    """What `--config` reads to give `options` again: camelCase, only what differs from the defaults."""
+    config: dict[str, Any] = options.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+    return config
+
+
 def _dest(leaf: Leaf) -> str:
     return ".".join(leaf.path)
 

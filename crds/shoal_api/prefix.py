@@ -1,4 +1,4 @@
-"""The chain of hashes over blocks of token ids, the keys of the prefix cache. Knows neither cache nor request.
+"""The chain of hashes over blocks of token ids, keys of the prefix cache. Knows neither cache nor request.
 
 Only full blocks have a hash, and each hash stands for its block and all before it. Bytes that are hashed:
 
