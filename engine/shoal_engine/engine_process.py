@@ -1,7 +1,9 @@
-"""The engine's own process: load, then read messages, step, send outputs, for ever. The API process starts it.
+"""The engine's own process: load, then read messages, step, send outputs, for ever. The API process starts
+it.
 
-It knows nothing of HTTP or text. It ends when it is told to (Stop), when its parent is gone (the socket closes), or with
-a last Failed message that says why. An error of one request is that request's last Output and touches no other.
+It knows nothing of HTTP or text. It ends when it is told to (Stop), when its parent is gone (the socket
+closes), or with a last Failed message that says why. An error of one request is that request's last Output
+and touches no other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shoal_api.exit_codes import ExitCode
-
 from shoal_engine import messages
 from shoal_engine.errors import EngineError, ModelLoadError, QueueFull
 from shoal_engine.frames import FrameSocket
@@ -111,7 +112,9 @@ class EngineLoop:
         return outputs
 
     def _report(self, outputs: list[messages.Output]) -> None:
-        """Send what the step did. The gauges of an engine that has just become idle go out at once, or they never would."""
+        """Send what the step did. The gauges of an engine that has just become idle go out at once, or they
+        never would.
+        """
         was_busy, self._busy = self._busy, self._engine.has_work
         if not self._busy:
             self._heartbeat.idle()
@@ -142,8 +145,8 @@ def failure(error: Exception) -> messages.Failed:
         return messages.Failed(error.message, ExitCode.MODEL)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return messages.Failed(
-            f"Out of memory: {error or 'the host has none left'}. Use a smaller max_model_len, max_num_seqs or "
-            "kv_cache_memory_bytes.",
+            f"Out of memory: {error or 'the host has none left'}. Use a smaller --max-model-len, "
+            "--max-num-seqs or --kv-cache-memory-bytes.",
             ExitCode.OUT_OF_MEMORY,
         )
     if type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error):
@@ -168,7 +171,9 @@ def main(argv: Sequence[str], load: Callable[[str, Progress], StepEngine]) -> in
 
 
 def leave_signals_to_parent() -> None:
-    """A Ctrl-C reaches the whole process group; only the API process decides what it means. If that dies, so do we."""
+    """A Ctrl-C reaches the whole process group; only the API process decides what it means. If that dies, so
+    do we.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -183,7 +188,6 @@ def _keep_from_children(descriptor: int) -> None:
 
 def _load(options_json: str, progress: Progress) -> StepEngine:
     from shoal_api.options import ModelOptions
-
     from shoal_engine.engine import Engine
 
     return Engine.load(ModelOptions.model_validate_json(options_json), progress)

@@ -1,4 +1,6 @@
-"""Length-prefixed msgpack frames on a stream socket: how messages.py travels. Knows bytes, not what they mean."""
+"""Length-prefixed msgpack frames on a stream socket: how messages.py travels. Knows bytes, not what they
+mean.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class FrameDecoder(Generic[Message]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes. Raises ValueError (msgspec's included): then drop the connection."""
+        """The messages that `data` completes. Raises ValueError (msgspec's included): then drop the
+        connection.
+        """
         self._buffer += data
         messages = []
         start = 0
@@ -52,8 +56,8 @@ class FrameDecoder(Generic[Message]):
 class FrameSocket(Generic[Message]):
     """The engine's end: never makes the engine's loop wait for the other side, unless asked to.
 
-    What the socket does not take at once is kept and goes out with the next call. Only when MAX_BACKLOG_BYTES have piled
-    up, because the peer has stopped reading altogether, send() waits.
+    What the socket does not take at once is kept and goes out with the next call. Only when MAX_BACKLOG_BYTES
+    have piled up, because the peer has stopped reading altogether, send() waits.
     """
 
     MAX_BACKLOG_BYTES = 64 << 20
@@ -73,7 +77,9 @@ class FrameSocket(Generic[Message]):
             self._flush()
 
     def receive(self, *, wait: bool) -> list[Message]:
-        """What has arrived; with `wait`, sleeps until something has or the peer is gone. Raises as FrameDecoder.feed."""
+        """What has arrived; with `wait`, sleeps until something has or the peer is gone. Raises as
+        FrameDecoder.feed.
+        """
         self._flush()
         while wait and not self.closed:
             events = self._wait(select.POLLIN | (select.POLLOUT if self._backlog else 0))

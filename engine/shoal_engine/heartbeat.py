@@ -1,7 +1,9 @@
-"""The engine's pulse in memory shared with the API process: readable while the engine hangs, so a hang can be told.
+"""The engine's pulse in memory shared with the API process: readable while the engine hangs, so a hang can be
+told.
 
-A file of eight uint64 that both sides map. Each field is written with one aligned store and read with one aligned load;
-no two fields need to agree, so there is no lock. Times are CLOCK_MONOTONIC, one clock for all processes of a machine.
+A file of eight uint64 that both sides map. Each field is written with one aligned store and read with one
+aligned load; no two fields need to agree, so there is no lock. Times are CLOCK_MONOTONIC, one clock for all
+processes of a machine.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class HangLimits:
 
 
 class Heartbeat:
-    """One end of the shared memory; the API process creates it and hands its descriptor to the engine process."""
+    """One end of the shared memory; the API process creates it and hands its descriptor to the engine
+    process.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -75,8 +79,8 @@ class Heartbeat:
 def stalled_s(beat: Beat, waiting_since_ns: int | None, now_ns: int) -> float:
     """Seconds for which there has been work and no step; 0 without work.
 
-    `waiting_since_ns`: since when the API process has had requests with the engine, None if it has none. It counts even
-    if the engine thinks itself idle: one that hangs before it reads its socket knows of no work.
+    `waiting_since_ns`: since when the API process has had requests with the engine, None if it has none. It
+    counts even if the engine thinks itself idle: one that hangs before it reads its socket knows of no work.
     """
     starts = [start for start in (beat.busy_since_ns, waiting_since_ns) if start]
     if not starts:

@@ -48,32 +48,43 @@ def parse_body(data: bytes, body_type: type[Body], limits: Limits) -> Body:
 
 
 def check_nesting(data: bytes, limits: Limits) -> None:
-    """Raise InvalidRequest for JSON nested too deeply or of too many parts; says nothing on whether it is JSON at all.
+    """Raise InvalidRequest for JSON nested too deeply or of too many parts; says nothing on whether it is
+    JSON at all.
 
-    Brackets inside of strings do not count. All scanning happens in C: 8 MiB take at most a tenth of a second.
+    Brackets inside of strings do not count. All scanning happens in C: 8 MiB take at most a tenth of a
+    second.
     """
     if data.count(b'"') - data.count(b'\\"') > 2 * limits.json_strings:
-        raise InvalidRequest(f"The body holds more than {limits.json_strings} strings.", code="body_too_complex")
+        raise InvalidRequest(
+            f"The body holds more than {limits.json_strings} strings.", code="body_too_complex"
+        )
     if data.count(b"[") + data.count(b"{") <= limits.json_depth:
         return
     brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
     if len(brackets) > 2 * limits.json_containers:
         raise InvalidRequest(
-            f"The body holds more than {limits.json_containers} JSON objects and arrays.", code="body_too_complex"
+            f"The body holds more than {limits.json_containers} JSON objects and arrays.",
+            code="body_too_complex",
         )
     depth = 0
     for bracket in brackets:
         depth += 1 if bracket in b"[{" else -1
         if depth > limits.json_depth:
-            raise InvalidRequest(f"The body is nested deeper than {limits.json_depth} levels.", code="body_too_deep")
+            raise InvalidRequest(
+                f"The body is nested deeper than {limits.json_depth} levels.", code="body_too_deep"
+            )
 
 
 def _check_headers(request: Request, limits: Limits) -> None:
     media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media != "application/json":
-        raise UnsupportedMedia("Send the body as JSON, with content-type: application/json.", param="content-type")
+        raise UnsupportedMedia(
+            "Send the body as JSON, with content-type: application/json.", param="content-type"
+        )
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMedia("Send the body uncompressed, without content-encoding.", param="content-encoding")
+        raise UnsupportedMedia(
+            "Send the body uncompressed, without content-encoding.", param="content-encoding"
+        )
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > limits.body_bytes:
         raise _too_large(limits)
@@ -93,7 +104,9 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
 
 
 def _field(location: tuple[int | str, ...]) -> str | None:
-    """("messages", 0, "content") as "messages[0].content"; the names of union members are ours, not the client's."""
+    """("messages", 0, "content") as "messages[0].content"; the names of union members are ours, not the
+    client's.
+    """
     path = ""
     for part in location:
         if isinstance(part, int):

@@ -15,11 +15,15 @@ class Limits:
     header_bytes: int = 16 << 10
     body_bytes: int = 8 << 20
     json_depth: int = 32
-    json_containers: int = 100_000  # objects and arrays in one body; each costs far more memory than its two bytes
+    json_containers: int = (
+        100_000  # objects and arrays in one body; each costs far more memory than its two bytes
+    )
     json_strings: int = 200_000
     header_deadline_s: float = 10.0  # from the first byte, however they trickle in
     body_deadline_s: float = 30.0
-    keep_alive_s: float = 120.0  # longer than a router's pool keeps a connection, so that it never writes to a closed one
+    keep_alive_s: float = (
+        120.0  # longer than a router's pool keeps a connection, so that it never writes to a closed one
+    )
 
     # One request
     prompts: int = 64

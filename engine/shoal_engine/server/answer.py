@@ -1,0 +1,171 @@
+"""One generating request from admission to its last byte: waits for the engine, writes to the client, cleans
+up.
+
+The status is sent only when the engine has produced a first token, or an error: until then an error is a real
+HTTP status and a router may try another replica. Whatever way it ends, the engine stops computing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from shoal_engine.errors import EngineError, QueueFull
+from shoal_engine.messages import Output, Submit
+from shoal_engine.server.choice_text import ChoiceText
+from shoal_engine.server.connection import connection_of
+from shoal_engine.server.fault_replies import internal_error, reply_of, response_of
+from shoal_engine.server.generation import ClientGone, Generation
+from shoal_engine.server.protocol import StreamOptions
+from shoal_engine.server.replies import DONE, PING, encode, event
+from shoal_engine.server.service import Service
+from shoal_engine.server.shape import Choice, Meter, Shape
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An admitted request: what the engine is to do, and how its outputs become an answer."""
+
+    submits: Sequence[Submit]
+    texts: Sequence[ChoiceText]
+    shape: Shape
+    choices_per_prompt: int
+    stream: bool
+    stream_options: StreamOptions | None
+
+
+class Answer(Response):
+    """The response of a generating route. `admit` does what may take long or fail: tokenise, check, refuse."""
+
+    def __init__(self, service: Service, arrived_s: float, admit: Callable[[], Awaitable[Job]]) -> None:
+        super().__init__()
+        self._generation = Generation(arrived_s)
+        self._admit = admit
+        self._service = service
+        self._client = service.client
+        self._committed = False
+        self._written_s = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._service.answers.add(self)
+        gone = asyncio.create_task(self._watch_client(receive))
+        try:
+            await self._answer(scope, receive, send)
+        except ClientGone:
+            self._service.metrics.on_disconnect()
+        except EngineError as error:
+            await self._fail(error, scope, receive, send, gone)
+        except Exception:
+            log.exception("a request failed")
+            await self._fail(internal_error(), scope, receive, send, gone)
+        finally:
+            gone.cancel()
+            self._client.abort(self._generation)
+            self._service.answers.discard(self)
+
+    def tick(self, now_s: float) -> None:
+        """Called about once a second: wakes a stream that has something to say without news from the engine."""
+        limits = self._service.limits
+        if now_s - self._written_s >= (limits.ping_period_s if self._committed else limits.commit_timeout_s):
+            self._generation.nudge()
+
+    def fail(self, error: EngineError) -> None:
+        self._generation.fail(error)
+
+    async def _watch_client(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._generation.leave()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        job = await self._admit()
+        self._generation.check_client()
+        self._client.submit(self._generation, job.submits)
+        prompt_tokens = sum(len(each.prompt_token_ids) for each in job.submits[:: job.choices_per_prompt])
+        meter = Meter(prompt_tokens, job.choices_per_prompt)
+        if job.stream:
+            await self._stream(job, meter, send)
+        else:
+            reply = encode(await self._gather(job, meter))
+            await Response(reply, media_type="application/json")(scope, receive, send)
+
+    async def _gather(self, job: Job, meter: Meter) -> Any:
+        choices = [Choice() for _ in job.submits]
+        while not all(text.finished for text in job.texts):
+            for index, output in (await self._generation.take()).items():
+                choices[index].add(self._advance(job, meter, index, output))
+        return job.shape.whole(choices, meter.usage())
+
+    async def _stream(self, job: Job, meter: Meter, send: Send) -> None:
+        options = job.stream_options or StreamOptions()
+        while not all(text.finished for text in job.texts):
+            news = await self._generation.take()
+            opening = [] if self._committed else job.shape.opening()
+            chunks = [
+                chunk for index, output in news.items() if (chunk := self._chunk(job, meter, index, output))
+            ]
+            if options.include_usage:
+                usage = meter.usage() if options.continuous_usage_stats else None
+                for chunk in (*opening, *chunks):
+                    chunk.usage = usage
+            events = b"".join(map(event, (*opening, *chunks)))
+            if events or not news:
+                await self._write(events or PING, send)
+        last = b""
+        if options.include_usage:
+            closing = job.shape.closing()
+            closing.usage = meter.usage()
+            last = event(closing)
+        await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
+
+    def _chunk(self, job: Job, meter: Meter, index: int, output: Output) -> Any | None:
+        text = job.texts[index]
+        return None if text.finished else job.shape.chunk(index, self._advance(job, meter, index, output))
+
+    def _advance(self, job: Job, meter: Meter, index: int, output: Output) -> Any:
+        text = job.texts[index]
+        before = text.num_tokens
+        delta = text.advance(output)
+        meter.on_output(index, output)
+        meter.completion_tokens += text.num_tokens - before
+        if text.stopped_by_text:
+            self._client.abort(self._generation, [index])
+        return delta
+
+    async def _write(self, events: bytes, send: Send) -> None:
+        if not self._committed:
+            self._committed = True
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        self._written_s = time.monotonic()
+        await send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def _fail(
+        self, error: EngineError, scope: Scope, receive: Receive, send: Send, gone: asyncio.Task[None]
+    ) -> None:
+        if not self._committed:
+            started = bool(self._generation.submits) and not isinstance(error, QueueFull)
+            await response_of(error, started=started)(scope, receive, send)
+            return
+        await send({"type": "http.response.body", "body": event(reply_of(error)), "more_body": True})
+        # Closing without the last chunk: no client, and no proxy, can take this for a complete answer.
+        if connection := connection_of(scope):
+            connection.close()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gone
+
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect a stream before it passes anything on
+]

@@ -1,0 +1,91 @@
+"""What the engine has produced for one HTTP request and nobody has taken yet. Between the socket and one
+handler.
+
+The socket's side never waits: outputs of a request whose client is slow melt into one. The handler's side
+waits for the next news. One wake-up per step, however many of the request's choices moved in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from shoal_engine.errors import EngineError
+from shoal_engine.messages import Output, Submit
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client closed its connection; nobody wants an answer any more."""
+
+
+class Generation:
+    """The requests to the engine that one HTTP request became; choice i is `submits[i]`."""
+
+    def __init__(self, arrived_s: float) -> None:
+        self.arrived_s = arrived_s  # on the monotonic clock
+        self.submits: Sequence[Submit] = ()
+        self._pending: dict[int, Output] = {}
+        self._news = asyncio.Event()
+        self._gone = False
+        self._error: EngineError | None = None
+
+    def push(self, choice: int, output: Output) -> None:
+        before = self._pending.get(choice)
+        self._pending[choice] = output if before is None else join(before, output)
+        self._news.set()
+
+    def fail(self, error: EngineError) -> None:
+        """The engine will produce no more; what it has produced can still be taken."""
+        self._error = self._error or error
+        self._news.set()
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self._gone = True
+        self._news.set()
+
+    def nudge(self) -> None:
+        """Let the handler look at the clock."""
+        self._news.set()
+
+    def check_client(self) -> None:
+        """Raise ClientGone if there is nobody left to answer."""
+        if self._gone:
+            raise ClientGone
+
+    async def take(self) -> dict[int, Output]:
+        """News by choice, none after a nudge. Raises ClientGone, and the engine's error once everything is
+        taken.
+        """
+        await self._news.wait()
+        self.check_client()
+        if not self._pending and self._error is not None:
+            raise self._error
+        pending, self._pending = self._pending, {}
+        if self._error is None:
+            self._news.clear()
+        return pending
+
+
+def join(first: Output, then: Output) -> Output:
+    """Two outputs of one request as if one step had produced both."""
+    return msgspec.structs.replace(
+        then,
+        token_ids=first.token_ids + then.token_ids,
+        logprobs=_concatenate(first.logprobs, then.logprobs),
+        prompt_logprobs=first.prompt_logprobs if then.prompt_logprobs is None else then.prompt_logprobs,
+        num_cached_tokens=first.num_cached_tokens
+        if then.num_cached_tokens is None
+        else then.num_cached_tokens,
+    )
+
+
+def _concatenate(first: list[T] | None, then: list[T] | None) -> list[T] | None:
+    if first is None or then is None:
+        return then if first is None else first
+    return first + then
