@@ -68,12 +68,15 @@ class Fields:
             raise self.refuse(name, value, "a list of texts")
         return tuple(value)
 
-    def inside(self, name: str) -> Fields:
-        """The mapping held by a field; empty when the field is absent."""
-        value = self._get(name, {})
-        if not isinstance(value, Mapping):
+    def mapping(self, name: str, default: D = _REQUIRED) -> Mapping[str, Any] | D:
+        value: Mapping[str, Any] | D = self._get(name, default)
+        if value is not default and not isinstance(value, Mapping):
             raise self.refuse(name, value, "an object")
-        return Fields(f"{self.source}: {self._prefix}{name}", value)
+        return value
+
+    def inside(self, name: str) -> Fields:
+        """The fields of an object held by a field; none when that field is absent."""
+        return Fields(f"{self.source}: {self._prefix}{name}", self.mapping(name, {}))
 
     def refuse(self, name: str, value: object, expected: str) -> ModelLoadError:
         return ModelLoadError(
