@@ -61,7 +61,10 @@ class BatchBuilder:
                 span = slice(at, at + count)
                 token_ids[span] = request.token_ids[start : start + count]
                 positions[span] = position = np.arange(start, start + count)
-                slots[span] = self._tables[row, position // block_tokens].astype(np.int64) * block_tokens + position % block_tokens
+                slots[span] = (
+                    self._tables[row, position // block_tokens].astype(np.int64) * block_tokens
+                    + position % block_tokens
+                )
             at += count
             query_start[i + 1] = at
             context_lens[i] = start + count

@@ -1,32 +1,42 @@
 """One step after another: schedule, run, sample, commit, emit. Runs in whatever process owns it; knows no sockets.
 
 A bad request ends alone. A row without a usable logit ends with an error and its blocks leave the prefix cache; a step
-that fails is rolled back and tried again smaller, and only when it fails again its largest chunk is given up.
+that fails is rolled back and tried again smaller, and only if it fails again is its largest chunk given up.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from shoal_api.options import ModelOptions
-from torch import Tensor
 
 from shoal_engine.config import ModelConfig
-from shoal_engine.errors import EngineError, InvalidRequest
-from shoal_engine.messages import Loading, Output, Ready, Stats, Submit, TokenLogprobs
+from shoal_engine.errors import EngineError
+from shoal_engine.logprobs import not_finite
+from shoal_engine.messages import Loading, Output, Ready, Stats, Submit, TokenLogprobs, failed_output
+from shoal_engine.plan import Chunk, Committed, Plan
+from shoal_engine.prompt_scores import PromptScores
 from shoal_engine.request import Request
 from shoal_engine.runner import Runner
 from shoal_engine.sampler import Sampled, Sampler
-from shoal_engine.scheduler import Chunk, Plan, Scheduler
-from shoal_engine.sampling_params import SamplingParams
+from shoal_engine.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, sampler: Sampler, config: ModelConfig, model_path: Path, ready: Ready
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        config: ModelConfig,
+        model_path: Path,
+        ready: Ready,
     ) -> None:
         self.config = config
         self.model_path = model_path
@@ -34,9 +44,10 @@ class Engine:
         self._runner = runner
         self._scheduler = scheduler
         self._sampler = sampler
-        self._failures_in_a_row = 0
-        self._arrivals = 0
-        self._outbox: list[Output] = []
+        self._prompt_scores = PromptScores(runner)
+        self._full_budget = scheduler.limits.max_num_batched_tokens
+        self._queued_s: dict[str, float] = {}
+        self._num_failed_in_a_row = 0
 
     @classmethod
     def load(cls, options: ModelOptions, progress: Callable[[Loading], None] = lambda _: None) -> Engine:
@@ -47,29 +58,135 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work or bool(self._outbox)
+        return self._scheduler.has_work
+
+    def stats(self) -> Stats:
+        """Gauges now and counters since the start."""
+        return self._scheduler.stats()
 
     def add(self, submit: Submit) -> None:
         """Queue a request of n=1. Raises EngineError: it is malformed, can never fit, or the queue is full."""
-        _check_token_ids(submit, self.config.vocab_size)
-        self._arrivals += 1
-        self._scheduler.add(Request.from_submit(submit, self._arrivals))
-        if submit.params.prompt_logprobs is not None:
-            self._prompt_logprobs[submit.id] = [None]
+        request = Request.from_submit(submit, time.monotonic())
+        self._scheduler.add(request)
+        try:
+            self._sampler.add(
+                submit.id, submit.params, submit.prompt_token_ids, eos_ids=self.config.eos_token_ids
+            )
+        except EngineError:
+            self._scheduler.abort(submit.id)
+            raise
 
-    def abort(self, request_ids: Sequence[str]) -> None:
+    def abort(self, ids: Sequence[str]) -> None:
         """End requests in any state, at once and silently. Unknown ids are fine: they may just have ended."""
-        for request_id in request_ids:
-            self._scheduler.abort(request_id)
-            self._forget(request_id)
+        for request_id in ids:
+            request = self._scheduler.abort(request_id)
+            if request is not None:
+                self._forget([request])
 
     def step(self) -> list[Output]:
         """Compute one step; returns what it did for each request that it advanced or ended."""
-        started = time.perf_counter()
         plan = self._scheduler.schedule()
-        outputs = [self._ended(request) for request in plan.failed]
+        outputs = self._ended(plan.failed)
         if plan.chunks:
-            outputs += self._attempt(plan)
-        self._step_seconds = time.perf_counter() - started
-        self._step_tokens = plan.num_tokens
+            try:
+                outputs += self._run(plan)
+                self._recovered()
+            except Exception as error:
+                outputs += self._roll_back(plan, error)
         return outputs
+
+    def _run(self, plan: Plan) -> list[Output]:
+        hidden, sample_rows = self._runner.run(plan)
+        self._prompt_scores.score(plan, hidden)
+        for chunk in plan.chunks[plan.num_decodes :]:
+            self._queued_s.setdefault(chunk.request.id, plan.time_s - chunk.request.arrival)
+        if not plan.num_samples:
+            self._scheduler.commit(plan, [])
+            return []
+        sampling = [chunk for chunk in plan.chunks if chunk.samples]
+        sampled = self._sampler.sample(
+            self._runner.logits(hidden[sample_rows]), [chunk.request.id for chunk in sampling]
+        )
+        token_ids = sampled.token_ids.tolist()
+        broken = {}
+        if not sampled.all_ok:
+            good = sampled.ok.tolist()
+            broken = {c.request.id: not_finite() for c, ok in zip(sampling, good, strict=True) if not ok}
+        first = {c.request.id for c in sampling if not c.request.num_output_tokens}
+        committed = self._scheduler.commit(plan, token_ids, broken)
+        return self._emit(committed, sampling, first, sampled)
+
+    def _emit(self, committed: Committed, sampling: list[Chunk], first: set[str], sampled: Sampled) -> list[Output]:
+        """One output for each request that gained a token or ended."""
+        by_row = sampled.logprobs()
+        logprobs: dict[str, TokenLogprobs | None] = (
+            {} if by_row is None else {c.request.id: one for c, one in zip(sampling, by_row, strict=True)}
+        )
+        outputs = []
+        for request in committed.advanced:
+            is_first = request.id in first
+            one = logprobs.get(request.id)
+            outputs.append(
+                Output(
+                    id=request.id,
+                    token_ids=[request.token_ids[-1]],
+                    logprobs=None if one is None else [one],
+                    prompt_logprobs=self._prompt_scores.take(request) if is_first else None,
+                    num_cached_tokens=request.num_cached_tokens if is_first else None,
+                    queued_s=self._queued_s.get(request.id) if is_first else None,
+                    finish_reason=request.finish_reason,
+                    stop_reason=request.stop_reason,
+                )
+            )
+        outputs += self._ended([request for request in committed.finished if request.error is not None])
+        self._forget(committed.finished)
+        return outputs
+
+    def _ended(self, requests: Sequence[Request]) -> list[Output]:
+        """The last output of requests that ended with an error."""
+        self._forget(requests)
+        return [failed_output(r.id, r.error or EngineError("generation failed")) for r in requests]
+
+    def _forget(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._sampler.remove(request.id)
+            self._prompt_scores.forget(request.id)
+            self._queued_s.pop(request.id, None)
+        self._runner.release(request.id for request in requests)
+
+    def _roll_back(self, plan: Plan, error: Exception) -> list[Output]:
+        """First failure: everything again in half the tokens. Next ones: without the largest chunk, so it ends."""
+        self._num_failed_in_a_row += 1
+        log.exception("step %d of %d tokens failed (%d in a row)", plan.step, plan.num_tokens, self._num_failed_in_a_row)
+        if is_fatal(error):
+            raise error
+        culprits: dict[str, EngineError] = {}
+        if self._num_failed_in_a_row > 1 or len(plan.chunks) == 1:
+            culprit = max(plan.chunks, key=lambda chunk: (chunk.count, chunk.start)).request
+            culprits[culprit.id] = EngineError("computing this request failed twice; it was given up, others go on")
+        self._set_budget(max(1, self._scheduler.limits.max_num_batched_tokens // 2))
+        ended = self._scheduler.fail(plan, culprits)
+        for chunk in plan.chunks:
+            self._restart_sampling(chunk.request)
+        return self._ended(ended)
+
+    def _restart_sampling(self, request: Request) -> None:
+        """The sampler may have drawn a token that was thrown away; its state goes back to the tokens that count."""
+        if request.finished:
+            return
+        prompt = request.token_ids[: request.num_prompt_tokens]
+        output = request.token_ids[request.num_prompt_tokens :]
+        self._sampler.add(request.id, request.params, prompt, output, self.config.eos_token_ids)
+
+    def _recovered(self) -> None:
+        if self._num_failed_in_a_row:
+            self._num_failed_in_a_row = 0
+            self._set_budget(self._full_budget)
+
+    def _set_budget(self, tokens: int) -> None:
+        self._scheduler.limits = replace(self._scheduler.limits, max_num_batched_tokens=tokens)
+
+
+def is_fatal(error: Exception) -> bool:
+    """An accelerator that reported an error stays broken for this process, except that it may run out of memory."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

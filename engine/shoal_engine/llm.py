@@ -91,8 +91,12 @@ class LLM:
         several = not (messages and isinstance(messages[0], Mapping))
         conversations: Sequence[Any] = messages if several else [messages]
         template = ChatTemplate(self.tokenizer.chat_template, self.tokenizer)
-        ids = [self.tokenizer.encode(template.render(turns), add_special_tokens=False) for turns in conversations]
-        return self.generate([{"prompt_token_ids": prompt} for prompt in ids], sampling_params, progress=progress)
+        ids = [
+            self.tokenizer.encode(template.render(turns), add_special_tokens=False) for turns in conversations
+        ]
+        return self.generate(
+            [{"prompt_token_ids": prompt} for prompt in ids], sampling_params, progress=progress
+        )
 
     def _job(self, prompt: Prompt, params: SamplingParams) -> _Job:
         text = prompt if isinstance(prompt, str) else None
@@ -156,7 +160,9 @@ class _Text:
 
     def __init__(self, llm: LLM, prompt_ids: list[int], params: SamplingParams) -> None:
         self.text = ""
-        self._detokenizer = Detokenizer(llm.tokenizer, prompt_ids, params.skip_special_tokens) if params.detokenize else None
+        self._detokenizer = (
+            Detokenizer(llm.tokenizer, prompt_ids, params.skip_special_tokens) if params.detokenize else None
+        )
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
 
     def push(self, output: Output) -> str | None:

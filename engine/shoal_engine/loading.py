@@ -16,13 +16,15 @@ from shoal_engine.checkpoint import open_checkpoint
 from shoal_engine.config import ModelConfig, read_config
 from shoal_engine.engine import Engine
 from shoal_engine.errors import ModelLoadError
-from shoal_engine.kernels.cpu import cpu_kernels
+from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.messages import Loading, Ready, Submit
 from shoal_engine.models.llama import Llama
 from shoal_engine.runner import Placement, Runner, load_model, random_model
 from shoal_engine.sampler import Sampler
 from shoal_engine.sampling_params import SamplingParams
-from shoal_engine.scheduler import BlockPool, Scheduler, SchedulerLimits
+from shoal_engine.blocks import BlockPool
+from shoal_engine.limits import SchedulerLimits
+from shoal_engine.scheduler import Scheduler
 
 Progress = Callable[[Loading], None]
 
@@ -61,7 +63,10 @@ def refuse_unsupported(options: ModelOptions) -> None:
         ("--quantization", options.quantization is not None),
         ("--kv-cache-dtype", options.kv_cache_dtype != "auto"),
         ("--enable-lora", options.enable_lora or bool(options.lora)),
-        ("--speculative-method", options.speculative_method is not None or options.speculative_model is not None),
+        (
+            "--speculative-method",
+            options.speculative_method is not None or options.speculative_model is not None,
+        ),
         ("--dtype float16", options.dtype == "float16"),
     )
     for flag, given in refused:
@@ -73,7 +78,9 @@ def local_path(model: str) -> Path:
     """The folder or file behind MODEL. Raises ModelLoadError for what is not on this machine."""
     scheme, separator, rest = model.partition("://")
     if separator and scheme != "file":
-        raise ModelLoadError(f"{model}: the engine reads local files; download the model first and give its path")
+        raise ModelLoadError(
+            f"{model}: the engine reads local files; download the model first and give its path"
+        )
     path = Path(rest if separator else model)
     if not path.exists():
         raise ModelLoadError(f"{path} does not exist; MODEL is a Hugging Face folder or a .gguf file")
@@ -85,7 +92,7 @@ def choose_placement(options: ModelOptions, config: ModelConfig) -> Placement:
     torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
     torch.set_grad_enabled(False)
     dtype = getattr(torch, options.dtype) if options.dtype != "auto" else _auto_dtype()
-    return Placement(torch.device("cpu"), dtype, cpu_kernels())
+    return Placement(torch.device("cpu"), dtype, ReferenceKernels())
 
 
 def _auto_dtype() -> torch.dtype:
@@ -101,13 +108,22 @@ def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
 
 
 def _model(
-    options: ModelOptions, config: ModelConfig, path: Path, place: Placement, max_model_len: int, progress: Progress
+    options: ModelOptions,
+    config: ModelConfig,
+    path: Path,
+    place: Placement,
+    max_model_len: int,
+    progress: Progress,
 ) -> Llama:
     if options.load_format == "dummy":
         return random_model(config, place, max_model_len, options.seed)
     checkpoint = open_checkpoint(path)
     return load_model(
-        config, checkpoint, place, max_model_len, lambda done: progress(Loading("weights", done, checkpoint.total_bytes))
+        config,
+        checkpoint,
+        place,
+        max_model_len,
+        lambda done: progress(Loading("weights", done, checkpoint.total_bytes)),
     )
 
 
@@ -131,13 +147,16 @@ def _engine(
         max_num_batched_tokens=options.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS,
         max_model_len=max_model_len,
         block_tokens=options.block_size,
-        max_num_queued_reqs=options.max_num_queued_reqs,
+        max_num_queued_reqs=1024 if options.max_num_queued_reqs is None else options.max_num_queued_reqs,
         max_num_queued_tokens=options.max_num_queued_tokens,
         long_prefill_token_threshold=options.long_prefill_token_threshold,
+        sliding_window=config.sliding_window if config.sliding_layers is None else None,
     )
     return Engine(
         runner=Runner(model, layout, blocks, max_num_seqs, max_model_len, place),
-        scheduler=Scheduler(limits, BlockPool(blocks, options.enable_prefix_caching)),
+        scheduler=Scheduler(
+            limits, BlockPool(blocks, options.enable_prefix_caching), eos_token_ids=config.eos_token_ids
+        ),
         sampler=Sampler(config.vocab_size, place.device, options.seed),
         config=config,
         model_path=path,
@@ -155,7 +174,9 @@ def _engine(
 
 def _generate_one_token(engine: Engine) -> None:
     """The proof behind `/ready`, and the first-use costs (oneDNN, page faults) paid before a client waits for them."""
-    engine.add(Submit(WARMUP_ID, [engine.config.bos_token_id or 0], SamplingParams(max_tokens=1, temperature=0.0)))
+    engine.add(
+        Submit(WARMUP_ID, [engine.config.bos_token_id or 0], SamplingParams(max_tokens=1, temperature=0.0))
+    )
     while engine.has_work:
         for output in engine.step():
             if output.finish_reason == "error":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from shoal_engine.errors import EngineError, QueueFull
 from shoal_engine.sampling_params import SamplingParams
 
 
@@ -49,8 +50,12 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # once, with the first token; [0] is None
-    num_cached_tokens: int | None = None  # once, with the first token: prompt tokens served from the prefix cache
-    queued_s: float | None = None  # once, with the first token: seconds from add() to the first step that computed it
+    num_cached_tokens: int | None = (
+        None  # once, with the first token: prompt tokens served from the prefix cache
+    )
+    queued_s: float | None = (
+        None  # once, with the first token: seconds from add() to the first step that computed it
+    )
     finish_reason: str | None = None
     stop_reason: int | None = None  # the stop token id that ended it, None for EOS
     error_code: str | None = None
@@ -58,6 +63,19 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     error_status: int = 500  # HTTP status of the error; the rest as in errors.EngineError
     error_param: str | None = None
     retry_after_s: int | None = None
+
+
+def failed_output(request_id: str, error: EngineError) -> Output:
+    """The last output of a request that ended with an error."""
+    return Output(
+        id=request_id,
+        finish_reason="error",
+        error_code=error.code,
+        error_message=error.message,
+        error_status=error.status,
+        error_param=error.param,
+        retry_after_s=error.retry_after_s if isinstance(error, QueueFull) else None,
+    )
 
 
 class Stats(msgspec.Struct, frozen=True):

@@ -29,8 +29,17 @@ class Placement:
 
 
 class Runner:
-    def __init__(self, model: Llama, layout: CacheLayout, num_blocks: int, max_num_seqs: int, max_model_len: int, place: Placement):
+    def __init__(
+        self,
+        model: Llama,
+        layout: CacheLayout,
+        num_blocks: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        place: Placement,
+    ):
         self.model = model
+        self.vocab_size = model.config.vocab_size
         self.cache = torch.zeros(
             (layout.num_layers, num_blocks, 2, layout.num_kv_heads, layout.block_tokens, layout.head_dim),
             dtype=place.dtype,
@@ -54,7 +63,11 @@ class Runner:
 
 
 def load_model(
-    config: ModelConfig, checkpoint: Checkpoint, place: Placement, max_model_len: int, progress: Callable[[int], None]
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    place: Placement,
+    max_model_len: int,
+    progress: Callable[[int], None],
 ) -> Llama:
     """Build the model from a checkpoint's tensors. Raises ModelLoadError."""
     weights = Weights(checkpoint, place.dtype, place.device, progress)

@@ -20,6 +20,8 @@ class TensorSource(Protocol):
 
     def names(self) -> Sequence[str]: ...
 
+    def stored_bytes(self, name: str) -> int: ...
+
     def tensor(self, name: str) -> Tensor: ...
 
 
@@ -27,7 +29,11 @@ class Weights:
     """Tensors of a checkpoint by name, checked. `progress(done_bytes)` is called as they are handed out."""
 
     def __init__(
-        self, source: TensorSource, dtype: torch.dtype, device: torch.device, progress: Callable[[int], None] | None = None
+        self,
+        source: TensorSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._source = source
         self._names = frozenset(source.names())
@@ -39,24 +45,35 @@ class Weights:
     def take(self, name: str, *shape: int) -> Tensor:
         """One tensor in the model's dtype. Raises ModelLoadError when it is absent or of another shape."""
         if name not in self._names:
-            raise ModelLoadError(f"the checkpoint has no tensor {name!r}; is it complete, and of this architecture?")
+            raise ModelLoadError(
+                f"the checkpoint has no tensor {name!r}; is it complete, and of this architecture?"
+            )
         tensor = self._source.tensor(name)
         if tuple(tensor.shape) != shape:
             raise ModelLoadError(
                 f"tensor {name!r} has shape {list(tensor.shape)}, but the config asks for {list(shape)}; "
                 "config and weights do not belong together"
             )
-        self._done_bytes += tensor.numel() * tensor.element_size()
+        self._done_bytes += self._source.stored_bytes(name)
         if self._progress is not None:
             self._progress(self._done_bytes)
         return tensor.to(device=self._device, dtype=self._dtype)
 
-    def linear(self, names: Sequence[str], in_features: int, out_sizes: Sequence[int], *, bias: bool = False) -> Linear:
+    def linear(
+        self, names: Sequence[str], in_features: int, out_sizes: Sequence[int], *, bias: bool = False
+    ) -> Linear:
         """One product for several matrices that read the same input, stacked along the output."""
-        weight = _stack([self.take(f"{name}.weight", out, in_features) for name, out in zip(names, out_sizes, strict=True)])
+        weight = _stack(
+            [
+                self.take(f"{name}.weight", out, in_features)
+                for name, out in zip(names, out_sizes, strict=True)
+            ]
+        )
         stacked_bias = None
         if bias:
-            stacked_bias = _stack([self.take(f"{name}.bias", out) for name, out in zip(names, out_sizes, strict=True)])
+            stacked_bias = _stack(
+                [self.take(f"{name}.bias", out) for name, out in zip(names, out_sizes, strict=True)]
+            )
         return Linear(dense_product(weight, stacked_bias))
 
 
