@@ -1,0 +1,56 @@
+"""Sizes the scheduler keeps to, and the pure rules that follow from them. Knows no options and no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIN_SHARED_CHUNK = 512  # tokens; smaller chunks of a long prompt would read the weights too often
+MIN_GUARDED_TOKENS = 64  # prefill goes on, slowly, even when decoding alone takes longer than the target
+UNLIMITED = 2**62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """Names that vLLM also has mean the same. None is no limit unless said otherwise. Raises ValueError."""
+
+    max_model_len: int  # prompt and output tokens of one request
+    max_num_seqs: int = 256  # requests in one step
+    max_num_batched_tokens: int = 2048  # tokens in one step
+    block_tokens: int = 16
+    max_num_queued_reqs: int | None = 1024  # waiting requests beyond the free seats
+    max_num_queued_tokens: int | None = None  # tokens of all waiting requests
+    long_prefill_token_threshold: int | None = None  # of one request in one step; None adapts, 0 = no limit
+    sliding_window: int | None = None  # tokens a query sees, itself included, when that holds for every layer
+    watermark: float = 0.0  # share of the blocks kept free when admitting beside running requests
+    ageing_steps: int = 512  # steps of waiting that outweigh one level of priority
+    target_step_s: float | None = None  # prefill beside decodes is cut to what fits a step of this length
+
+    def __post_init__(self) -> None:
+        for field in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_tokens",
+            "ageing_steps",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window must be at least 1 or None, got {self.sliding_window}")
+        if not 0.0 <= self.watermark < 1.0:
+            raise ValueError(f"watermark must be in [0, 1), got {self.watermark}")
+
+    def max_chunk_tokens(self, budget: int, num_prefills: int) -> int:
+        """Most tokens of one prompt in a step with `budget` tokens for `num_prefills` requests."""
+        threshold = self.long_prefill_token_threshold
+        if threshold is not None:
+            return threshold or UNLIMITED
+        if num_prefills <= 1:
+            return UNLIMITED
+        return max(MIN_SHARED_CHUNK, budget // num_prefills)
+
+    def guarded_budget(self, budget: int, prefill_tokens_per_s: float | None) -> int:
+        """What of `budget` prefill may take beside decodes, for these to come within `target_step_s`."""
+        if self.target_step_s is None or prefill_tokens_per_s is None:
+            return budget
+        return min(budget, max(MIN_GUARDED_TOKENS, int(prefill_tokens_per_s * self.target_step_s)))

@@ -1,0 +1,229 @@
+"""Every request's block table: share a prefix, grow, publish, give back. Does not decide who runs.
+
+What a step in flight has published may yet prove wrong, and what it reads may not be handed out again. Each
+therefore has a list of the blocks published in it, and a fence behind which freed blocks wait for its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from shoal_api.prefix import block_hash, chain_start, hash_blocks
+from shoal_engine.blocks import NULL_BLOCK, BlockPool
+from shoal_engine.limits import SchedulerLimits
+from shoal_engine.request import Request
+
+
+class _Flight:
+    """What one step in flight has published and what is fenced behind it."""
+
+    __slots__ = ("fenced", "num_fenced", "published")
+
+    def __init__(self) -> None:
+        self.published: list[int] = []
+        self.fenced: list[Sequence[int]] = []
+        self.num_fenced = 0
+
+
+class BlockTables:
+    """A published block is a suspect until a request that reads it has had a good row of logits."""
+
+    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
+        self.pool = pool
+        self.block_tokens = limits.block_tokens
+        self._window = limits.sliding_window
+        if self._window is not None:
+            self._window_blocks = max(1, self._blocks(self._window - 1))
+            # A chunk of n tokens reads and writes window - 1 + n tokens, which may start inside a block.
+            self._most_resident = self._blocks(self._window - 1 + limits.max_num_batched_tokens) + 1
+        self._flights: dict[int, _Flight] = {}
+        self._suspects: dict[int, str] = {}  # block -> id of the request that computed it
+
+    @property
+    def num_fenced(self) -> int:
+        """Blocks that come free with the steps in flight; a bound, because hits may take them up again."""
+        return sum(flight.num_fenced for flight in self._flights.values())
+
+    @property
+    def fenced(self) -> Iterator[Sequence[int]]:
+        return (table for flight in self._flights.values() for table in flight.fenced)
+
+    @property
+    def oldest_flight(self) -> int | None:
+        return next(iter(self._flights), None)
+
+    def in_flight(self, request: Request) -> bool:
+        return request.last_step in self._flights
+
+    def begin(self, step: int) -> None:
+        self._flights[step] = _Flight()
+
+    def settle(self, step: int) -> None:
+        """The step has ended, well or not: lift its fence."""
+        for table in self._flights.pop(step).fenced:
+            self.pool.free(table)
+
+    def undo(self) -> None:
+        """Unpublish what the steps in flight have published."""
+        for flight in self._flights.values():
+            self._forget(flight.published)
+            flight.published = []
+
+    def blocks_to_hold(self, num_tokens: int) -> int:
+        """Most blocks that computing this many tokens of one request ever holds at once."""
+        blocks = self._blocks(num_tokens)
+        return blocks if self._window is None else min(blocks, self._most_resident)
+
+    def outstanding(self, request: Request) -> int:
+        """Blocks that the request still takes until all its tokens are computed."""
+        live = len(request.block_ids) - request.num_dropped_blocks
+        return max(0, self.blocks_to_hold(request.num_tokens) - live)
+
+    def hash_prompt(self, request: Request) -> None:
+        """Once, when it arrives. Raises OverflowError for token ids outside int32."""
+        if self._shares(request):
+            request.block_hashes = hash_blocks(
+                request.token_ids, self.block_tokens, request.cache_salt, request.adapter_digest
+            )
+
+    def find_prefix(self, request: Request) -> list[int]:
+        """Table of the longest cached prefix, [] if there is none. At least one token is left to compute."""
+        if request.needs_prompt_logits or not self._shares(request):
+            return []
+        stop = (len(request.token_ids) - 1) // self.block_tokens
+        self._hash(request, stop)
+        if self._window is None:
+            return self._trusted(request, self.pool.lookup(request.block_hashes, 0, stop))
+        prefix = self.pool.lookup_window(request.block_hashes, stop, self._window_blocks)
+        return prefix if len(self._trusted(request, prefix)) == len(prefix) else []
+
+    def find_more(self, request: Request) -> list[int]:
+        """Blocks behind the computed tokens that others have computed since; [] inside a block."""
+        start, inside = divmod(request.num_computed_tokens, self.block_tokens)
+        if inside or request.needs_prompt_logits or not self._shares(request):
+            return []
+        stop = (len(request.token_ids) - 1) // self.block_tokens
+        self._hash(request, stop)
+        return self._trusted(request, self.pool.lookup(request.block_hashes, start, stop))
+
+    def adopt(self, request: Request, prefix: list[int]) -> None:
+        """Append cached blocks to the table; their tokens count as computed."""
+        self.pool.touch(prefix)
+        request.block_ids += prefix
+        request.num_dropped_blocks += prefix.count(NULL_BLOCK)
+        request.num_published_blocks = len(request.block_ids)
+        request.num_computed_tokens = len(request.block_ids) * self.block_tokens
+
+    def missing(self, request: Request, end: int) -> int:
+        """Blocks to allocate before tokens up to `end` can be computed."""
+        return max(0, self._blocks(end) - len(request.block_ids))
+
+    def grow(self, request: Request, start: int, end: int) -> bool:
+        """Make the table cover tokens up to `end`; `start` is the first that is computed in this step.
+
+        False when too few blocks are free; nothing is allocated then.
+        """
+        if self._window is not None:
+            self._drop(request, (start - self._window + 1) // self.block_tokens)
+        count = self.missing(request, end)
+        if count > self.pool.num_free:
+            return False
+        if count:
+            fresh = self.pool.allocate(count)
+            request.block_ids += fresh
+            if self._suspects:
+                for block in fresh:
+                    self._suspects.pop(block, None)
+        return True
+
+    def publish(self, request: Request) -> None:
+        """Hash the blocks that have become full of known, scheduled tokens, and let others find them."""
+        full = min(request.num_computed_tokens, len(request.token_ids)) // self.block_tokens
+        if full <= request.num_published_blocks or not self._shares(request):
+            return
+        self._hash(request, full)
+        published = self._flights[request.last_step].published
+        for index in range(request.num_published_blocks, full):
+            block = request.block_ids[index]
+            if block != NULL_BLOCK:
+                self.pool.publish(block, request.block_hashes[index])
+                published.append(block)
+                self._suspects[block] = request.id
+        request.num_published_blocks = full
+
+    def verify(self, request: Request, num_tokens: int) -> None:
+        """A good row of logits has come from the first `num_tokens` tokens."""
+        full = min(num_tokens // self.block_tokens, request.num_published_blocks)
+        for block in request.block_ids[request.num_verified_blocks : full]:
+            self._suspects.pop(block, None)
+        request.num_verified_blocks = full
+
+    def reads_foreign_suspects(self, request: Request) -> bool:
+        """A bad row of this request may be the fault of another."""
+        return any(self._is_foreign_suspect(request, block) for block in request.block_ids)
+
+    def forget_suspects(self, request: Request) -> set[int]:
+        """Unpublish all suspects that the request computed or reads; returns them."""
+        own = {block for block, owner in self._suspects.items() if owner == request.id}
+        forgotten = own | self._suspects.keys() & set(request.block_ids)
+        self._forget(sorted(forgotten))
+        return forgotten
+
+    def release(self, request: Request) -> None:
+        """Give back the whole table, behind the fence while a step with the request is in flight."""
+        self._give_back(request, request.block_ids[request.num_dropped_blocks :])
+        request.reset_progress()
+
+    def check(self, request: Request) -> None:
+        """Raise RuntimeError unless the table fits what is computed and its writable part is unshared."""
+        table = request.block_ids
+        if len(table) != self._blocks(request.num_computed_tokens):
+            raise RuntimeError(f"{request!r} has a table of {len(table)} blocks")
+        if any(self.pool.references(block) > 1 for block in table[request.num_published_blocks :]):
+            raise RuntimeError(f"{request!r} shares a block that may still be written")
+
+    def _drop(self, request: Request, stop: int) -> None:
+        """Give back the blocks before index `stop`: all queries to come look past them."""
+        first = request.num_dropped_blocks
+        if stop > first:
+            self._give_back(request, request.block_ids[first:stop])
+            request.block_ids[first:stop] = [NULL_BLOCK] * (stop - first)
+            request.num_dropped_blocks = stop
+
+    def _give_back(self, request: Request, table: list[int]) -> None:
+        flight = self._flights.get(request.last_step)
+        if flight is None:
+            self.pool.free(table)
+        else:
+            flight.fenced.append(table)
+            flight.num_fenced += sum(self.pool.references(block) == 1 for block in table)
+
+    def _forget(self, blocks: Sequence[int]) -> None:
+        self.pool.forget(blocks)
+        for block in blocks:
+            self._suspects.pop(block, None)
+
+    def _hash(self, request: Request, num_blocks: int) -> None:
+        hashes, size = request.block_hashes, self.block_tokens
+        for index in range(len(hashes), num_blocks):
+            parent = hashes[-1] if hashes else chain_start(size, request.cache_salt)
+            tokens = request.token_ids[index * size : (index + 1) * size]
+            hashes.append(block_hash(parent, tokens, request.adapter_digest))
+
+    def _trusted(self, request: Request, prefix: list[int]) -> list[int]:
+        """A request that has failed once takes no more chances: if it fails again, it was its own fault."""
+        if request.num_failed_steps:
+            for index, block in enumerate(prefix):
+                if self._is_foreign_suspect(request, block):
+                    return prefix[:index]
+        return prefix
+
+    def _is_foreign_suspect(self, request: Request, block: int) -> bool:
+        return self._suspects.get(block, request.id) != request.id
+
+    def _shares(self, request: Request) -> bool:
+        # An adapter without a digest could be reloaded under its old name: its blocks are nobody else's.
+        return self.pool.enable_prefix_caching and (not request.adapter or request.adapter_digest is not None)
+
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_tokens)
