@@ -95,7 +95,9 @@ class Transformers:
 
         torch.set_num_threads(threads)
         path = Path(model_path())
-        self.model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.bfloat16
+        )
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> Figures:
         import torch
@@ -114,7 +116,12 @@ class Transformers:
         import torch
 
         out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
         )
         assert out.shape[1] == ids.shape[1] + new_tokens
 
@@ -192,7 +199,16 @@ def serve(name: str, threads: int, max_len: int) -> None:
 
 class Child:
     def __init__(self, name: str, threads: int, max_len: int) -> None:
-        command = [sys.executable, __file__, "--child", name, "--threads", str(threads), "--max-len", str(max_len)]
+        command = [
+            sys.executable,
+            __file__,
+            "--child",
+            name,
+            "--threads",
+            str(threads),
+            "--max-len",
+            str(max_len),
+        ]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -204,7 +220,8 @@ class Child:
         return Figures(**self._answer())
 
     def _answer(self):  # type: ignore[no-untyped-def]
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"a peer died:\n{self.process.stderr.read()[-2000:]}")
@@ -220,7 +237,9 @@ def best(children: dict[str, Child], jobs: list[tuple[list[list[int]], int]]) ->
             if i > 0:
                 rounds[name].append(result)
     return {
-        name: Figures(*(max(getattr(r, column) for r in results) for column in ("total", "prefill", "decode")))
+        name: Figures(
+            *(max(getattr(r, column) for r in results) for column in ("total", "prefill", "decode"))
+        )
         for name, results in rounds.items()
     }
 
@@ -230,12 +249,18 @@ def report(title: str, results: dict[str, Figures]) -> None:
     print(f"\n{title}")
     print(f"  {'':14}{'total':>9}{'prefill':>9}{'decode':>9}   ratio Shoal/peer (total, prefill, decode)")
     for name, row in results.items():
-        ratios = "" if name == "shoal" else f"   {ours.total / row.total:.2f}  {ours.prefill / row.prefill:.2f}  {ours.decode / row.decode:.2f}"
+        ratios = (
+            ""
+            if name == "shoal"
+            else f"   {ours.total / row.total:.2f}  {ours.prefill / row.prefill:.2f}  {ours.decode / row.decode:.2f}"
+        )
         print(f"  {name:14}{row.total:9.0f}{row.prefill:9.0f}{row.decode:9.0f}{ratios}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peers", nargs="*", default=["transformers", "llama.cpp"], choices=[*ENGINES])
     parser.add_argument("--concurrency", nargs="*", type=int, default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
@@ -248,8 +273,14 @@ def main() -> None:
         serve(options.child, options.threads, options.max_len)
         return
     names = ["shoal", *(peer for peer in options.peers if peer != "shoal")]
-    print(", ".join(f"{name} {version(PACKAGES[name])}" for name in names), f"torch {version('torch')}", sep=", ")
-    print(f"{options.threads} threads, {PROMPT_TOKENS}-token prompts, {NEW_TOKENS} new tokens, best of {options.rounds}")
+    print(
+        ", ".join(f"{name} {version(PACKAGES[name])}" for name in names),
+        f"torch {version('torch')}",
+        sep=", ",
+    )
+    print(
+        f"{options.threads} threads, {PROMPT_TOKENS}-token prompts, {NEW_TOKENS} new tokens, best of {options.rounds}"
+    )
     children = {name: Child(name, options.threads, options.max_len) for name in names}
     for n in options.concurrency:
         jobs = [(make_prompts(n, PROMPT_TOKENS, seed), NEW_TOKENS) for seed in range(options.rounds + 1)]

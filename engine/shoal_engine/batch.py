@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from shoal_engine.kernels.interface import AttentionBatch
-from shoal_engine.request import Request
 from shoal_engine.plan import Plan
+from shoal_engine.request import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from shoal_api.options import ModelOptions
-
 from shoal_engine.config import ModelConfig
 from shoal_engine.errors import EngineError
 from shoal_engine.logprobs import not_finite
@@ -116,7 +115,9 @@ class Engine:
         committed = self._scheduler.commit(plan, token_ids, broken)
         return self._emit(committed, sampling, first, sampled)
 
-    def _emit(self, committed: Committed, sampling: list[Chunk], first: set[str], sampled: Sampled) -> list[Output]:
+    def _emit(
+        self, committed: Committed, sampling: list[Chunk], first: set[str], sampled: Sampled
+    ) -> list[Output]:
         """One output for each request that gained a token or ended."""
         by_row = sampled.logprobs()
         logprobs: dict[str, TokenLogprobs | None] = (
@@ -157,13 +158,17 @@ class Engine:
     def _roll_back(self, plan: Plan, error: Exception) -> list[Output]:
         """First failure: everything again in half the tokens. Next ones: without the largest chunk, so it ends."""
         self._num_failed_in_a_row += 1
-        log.exception("step %d of %d tokens failed (%d in a row)", plan.step, plan.num_tokens, self._num_failed_in_a_row)
+        log.exception(
+            "step %d of %d tokens failed (%d in a row)", plan.step, plan.num_tokens, self._num_failed_in_a_row
+        )
         if is_fatal(error):
             raise error
         culprits: dict[str, EngineError] = {}
         if self._num_failed_in_a_row > 1 or len(plan.chunks) == 1:
             culprit = max(plan.chunks, key=lambda chunk: (chunk.count, chunk.start)).request
-            culprits[culprit.id] = EngineError("computing this request failed twice; it was given up, others go on")
+            culprits[culprit.id] = EngineError(
+                "computing this request failed twice; it was given up, others go on"
+            )
         self._set_budget(max(1, self._scheduler.limits.max_num_batched_tokens // 2))
         ended = self._scheduler.fail(plan, culprits)
         for chunk in plan.chunks:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.progress import Progress
-from shoal_api.options import ModelOptions
 
+from shoal_api.options import ModelOptions
 from shoal_engine.chat_template import ChatTemplate
 from shoal_engine.detokenizer import Detokenizer, StopStrings
 from shoal_engine.engine import Engine

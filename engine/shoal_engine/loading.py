@@ -9,21 +9,21 @@ from pathlib import Path
 
 import psutil
 import torch
-from shoal_api.options import ModelOptions
 
+from shoal_api.options import ModelOptions
+from shoal_engine.blocks import BlockPool
 from shoal_engine.cache_layout import CacheLayout, host_budget_bytes, num_blocks
 from shoal_engine.checkpoint import open_checkpoint
 from shoal_engine.config import ModelConfig, read_config
 from shoal_engine.engine import Engine
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.kernels.reference import ReferenceKernels
+from shoal_engine.limits import SchedulerLimits
 from shoal_engine.messages import Loading, Ready, Submit
 from shoal_engine.models.llama import Llama
 from shoal_engine.runner import Placement, Runner, load_model, random_model
 from shoal_engine.sampler import Sampler
 from shoal_engine.sampling_params import SamplingParams
-from shoal_engine.blocks import BlockPool
-from shoal_engine.limits import SchedulerLimits
 from shoal_engine.scheduler import Scheduler
 
 Progress = Callable[[Loading], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,11 +41,7 @@ class Runner:
     ):
         self.model = model
         self.vocab_size = model.config.vocab_size
-        self.cache = torch.zeros(
-            (layout.num_layers, num_blocks, 2, layout.num_kv_heads, layout.block_tokens, layout.head_dim),
-            dtype=place.dtype,
-            device=place.device,
-        )
+        self.cache = _empty_cache(layout, num_blocks, place)
         self._builder = BatchBuilder(max_num_seqs, layout.blocks_for(max_model_len), layout.block_tokens)
 
     def run(self, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -60,6 +57,16 @@ class Runner:
     def release(self, request_ids: Iterable[str]) -> None:
         """Forget requests that have ended."""
         self._builder.release(request_ids)
+
+
+def _empty_cache(layout: CacheLayout, num_blocks: int, place: Placement) -> Tensor:
+    """[layers, num_blocks, 2, kv_heads, block_tokens, head_dim] of zeros."""
+    shape = (layout.num_layers, num_blocks, 2, layout.num_kv_heads, layout.block_tokens, layout.head_dim)
+    if place.device.type != "cpu":
+        return torch.zeros(shape, dtype=place.dtype, device=place.device)
+    # numpy asks the kernel for zero pages, which take memory only as blocks are used; torch would write them all now.
+    zeros = np.zeros(layout.block_bytes * num_blocks, dtype=np.uint8)
+    return torch.from_numpy(zeros).view(place.dtype).view(shape)
 
 
 def load_model(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from shoal_engine import LLM, SamplingParams
 from shoal_engine.messages import Submit
-
 from tests.builders import TINY, greedy, prompts, save_tiny, smollm2
 
 NEW_TOKENS = 20
@@ -17,7 +17,9 @@ PARAMS = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True,
 
 
 @pytest.fixture(scope="module", params=sorted(TINY))
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]], list[list[int]]]:
+def tiny(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[list[int]], list[list[int]]]:
     """A checkpoint folder, 16 prompts, and what transformers generates after each."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp(request.param)
@@ -77,7 +79,9 @@ def test_after_preemption_by_a_cache_that_is_too_small(tiny: Any) -> None:
     model_len, block_tokens = 128, 16
     config = load(folder).engine.config
     block_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * block_tokens * 4
-    llm = load(folder, max_model_len=model_len, kv_cache_memory_bytes=block_bytes * (model_len // block_tokens + 4))
+    llm = load(
+        folder, max_model_len=model_len, kv_cache_memory_bytes=block_bytes * (model_len // block_tokens + 4)
+    )
     assert generate(llm, texts) == expected
     assert llm.engine.stats().num_preemptions > 0
 
@@ -87,7 +91,9 @@ def test_smollm2_on_twenty_prompts() -> None:
     transformers = pytest.importorskip("transformers")
     path = smollm2()
     torch.set_num_threads(2)
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
     llm = LLM(str(path), dtype="float32", max_model_len=512, max_num_batched_tokens=97)
     texts = [llm.tokenizer.encode(text) for text in QUESTIONS]
     expected = [greedy(oracle, text, NEW_TOKENS) for text in texts]
@@ -110,7 +116,7 @@ QUESTIONS = [
     "The quick brown fox",
     "import numpy as np\n\nx = np.",
     "Roses are red, violets are blue,",
-    "{\"name\": \"Ada\", \"born\":",
+    '{"name": "Ada", "born":',
     "The mitochondria is the",
     "Kubernetes is an open source system for",
     "To be, or not to be,",

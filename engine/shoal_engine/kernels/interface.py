@@ -97,5 +97,7 @@ class Kernels(Protocol):
         Returns q [T, num_heads, D].
         """
 
-    def attend(self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale) -> Tensor:
+    def attend(
+        self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
+    ) -> Tensor:
         """Causal attention of q [T, num_heads, D] over the paged cache; returns [T, num_heads * D]."""

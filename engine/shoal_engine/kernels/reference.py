@@ -37,7 +37,7 @@ class ReferenceKernels:
         eps: float = 1e-6,
     ) -> Tensor:
         tokens = qkv.shape[0]
-        q, k, v = qkv.split([layout.q_size, layout.kv_size, layout.kv_size], dim=-1)
+        q, k, v = torch.split(qkv, [layout.q_size, layout.kv_size, layout.kv_size], dim=-1)
         q = q.reshape(tokens, layout.num_heads, layout.head_dim)
         k = k.reshape(tokens, layout.num_kv_heads, layout.head_dim)
         v = v.reshape(tokens, layout.num_kv_heads, layout.head_dim)
@@ -52,7 +52,9 @@ class ReferenceKernels:
         cache[block, 1, :, offset] = v[real].to(cache.dtype)
         return q
 
-    def attend(self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale) -> Tensor:
+    def attend(
+        self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
+    ) -> Tensor:
         out = torch.empty(q.shape[0], layout.q_size, dtype=q.dtype, device=q.device)
         starts, lengths = batch.query_start.tolist(), batch.context_lens.tolist()
         for request, context_len in enumerate(lengths):
@@ -93,4 +95,6 @@ def _attend_one(
         hidden = hidden | (key_position <= query_position - scale.window)
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     out = weights.view(layout.num_kv_heads, group * queries, context_len) @ values.float()
-    return out.view(layout.num_heads, queries, layout.head_dim).transpose(0, 1).reshape(queries, -1).to(q.dtype)
+    return (
+        out.view(layout.num_heads, queries, layout.head_dim).transpose(0, 1).reshape(queries, -1).to(q.dtype)
+    )

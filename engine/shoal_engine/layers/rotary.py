@@ -58,7 +58,11 @@ def _llama3(plain: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
 
 def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
     def dimension(turns: float) -> float:
-        return head_dim * math.log(rope.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return (
+            head_dim
+            * math.log(rope.original_max_position / (turns * 2 * math.pi))
+            / (2 * math.log(rope.theta))
+        )
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:

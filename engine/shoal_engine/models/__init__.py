@@ -22,6 +22,8 @@ MODELS = {
 def model_class(architecture: str) -> type[Llama]:
     """The class for a Hugging Face architecture name. Raises ModelLoadError that lists the known ones."""
     if architecture not in MODELS:
-        raise ModelLoadError(f"architecture {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))}")
+        raise ModelLoadError(
+            f"architecture {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))}"
+        )
     module, _, name = MODELS[architecture].partition(":")
     return getattr(import_module(module), name)  # type: ignore[no-any-return]

@@ -43,7 +43,8 @@ class Llama(nn.Module):
         self.embedding = weights.take("model.embed_tokens.weight", config.vocab_size, hidden)
         rope = rope_table(config.rope, config.head_dim, max_positions).to(self.embedding.device)
         self.blocks = nn.ModuleList(
-            _block(config, weights, kernels, rope, f"model.layers.{layer}", layer) for layer in range(config.num_layers)
+            _block(config, weights, kernels, rope, f"model.layers.{layer}", layer)
+            for layer in range(config.num_layers)
         )
         self.norm = RMSNorm(weights.take("model.norm.weight", hidden), config.norm_eps, kernels)
         self.lm_head = (
@@ -65,15 +66,24 @@ class Llama(nn.Module):
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
 
-def _block(config: ModelConfig, weights: Weights, kernels: Kernels, rope: Tensor, name: str, layer: int) -> Block:
+def _block(
+    config: ModelConfig, weights: Weights, kernels: Kernels, rope: Tensor, name: str, layer: int
+) -> Block:
     hidden, eps = config.hidden_size, config.norm_eps
     return Block(
         RMSNorm(weights.take(f"{name}.input_layernorm.weight", hidden), eps, kernels),
         _attention(config, weights, kernels, rope, f"{name}.self_attn", layer),
         RMSNorm(weights.take(f"{name}.post_attention_layernorm.weight", hidden), eps, kernels),
         GatedMLP(
-            weights.linear([f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"], hidden, [config.intermediate_size] * 2, bias=config.mlp_bias),
-            weights.linear([f"{name}.mlp.down_proj"], config.intermediate_size, [hidden], bias=config.mlp_bias),
+            weights.linear(
+                [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"],
+                hidden,
+                [config.intermediate_size] * 2,
+                bias=config.mlp_bias,
+            ),
+            weights.linear(
+                [f"{name}.mlp.down_proj"], config.intermediate_size, [hidden], bias=config.mlp_bias
+            ),
             kernels,
         ),
     )
