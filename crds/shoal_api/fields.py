@@ -49,7 +49,16 @@ def bare(annotation: Any) -> Any:
 
 def block_of(info: FieldInfo) -> type[Strict] | None:
     """The model of a field that holds a nested block."""
+    return _as_block(bare(info.annotation))
+
+
+def entries_of(info: FieldInfo) -> type[Strict] | None:
+    """The model of the entries of a list of blocks."""
     kind = bare(info.annotation)
+    return _as_block(bare(get_args(kind)[0])) if get_origin(kind) is tuple else None
+
+
+def _as_block(kind: Any) -> type[Strict] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Strict) else None
 
 

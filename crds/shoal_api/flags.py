@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -17,7 +18,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from shoal_api.fields import Leaf, groups, leaves
-from shoal_api.problems import problems_of
+from shoal_api.problems import Problem, join_path, problems_of
+from shoal_api.rules import broken_rules
 from shoal_api.schema import Strict, yaml_name
 
 Options = TypeVar("Options", bound=Strict)
@@ -47,10 +49,12 @@ def from_args(namespace: argparse.Namespace, model: type[Options]) -> Options:
     for path, leaf in given.items():
         _put(values, path, getattr(namespace, _dest(leaf)))
     try:
-        return model.model_validate(values)
+        options = model.model_validate(values)
     except ValidationError as error:
-        named = {tuple(map(yaml_name, leaf.path)): _option(leaf) for leaf in leaves(model)}
-        raise OptionError("\n".join(map(str, problems_of(error, named)))) from None
+        raise _refusal(problems_of(error), model) from None
+    if broken := broken_rules(options):
+        raise _refusal(broken, model)
+    return options
 
 
 def parse_flags(parser: argparse.ArgumentParser, model: type[Options], argv: Sequence[str]) -> Options:
@@ -84,11 +88,23 @@ def to_config(options: Strict) -> dict[str, Any]:
     return config
 
 
+def _refusal(problems: list[Problem], model: type[Strict]) -> OptionError:
+    """The problems, each under the flag of its field."""
+    flags = {join_path(map(yaml_name, leaf.path)): option_of(leaf) for leaf in leaves(model)}
+    fields = [re.sub(r"\[\d+\]", "", problem.path) for problem in problems]
+    named = [
+        replace(problem, path=flags.get(field, field))
+        for problem, field in zip(problems, fields, strict=True)
+    ]
+    return OptionError("\n".join(map(str, named)))
+
+
 def _dest(leaf: Leaf) -> str:
     return ".".join(leaf.path)
 
 
-def _option(leaf: Leaf) -> str:
+def option_of(leaf: Leaf) -> str:
+    """How the field is written on a command line: --max-model-len, or MODEL when it is positional."""
     if leaf.info.is_required():
         return leaf.path[-1].upper()
     return "--" + "-".join(leaf.path).replace("_", "-")
@@ -99,17 +115,17 @@ def _add_flag(group: argparse._ArgumentGroup, leaf: Leaf) -> None:
     common: dict[str, Any] = {"help": _help(leaf), "default": argparse.SUPPRESS}
     kind = leaf.kind
     if leaf.info.is_required():
-        group.add_argument(_dest(leaf), nargs="?", type=_reader(leaf), metavar=_option(leaf), **common)
+        group.add_argument(_dest(leaf), nargs="?", type=_reader(leaf), metavar=option_of(leaf), **common)
         return
     common["dest"] = _dest(leaf)
     if kind is bool:
-        group.add_argument(_option(leaf), action=argparse.BooleanOptionalAction, **common)
+        group.add_argument(option_of(leaf), action=argparse.BooleanOptionalAction, **common)
     elif get_origin(kind) is Literal:
-        group.add_argument(_option(leaf), choices=get_args(kind), **common)
+        group.add_argument(option_of(leaf), choices=get_args(kind), **common)
     else:
         action = "append" if get_origin(kind) is tuple else "store"
         metavar = leaf.title or METAVARS.get(kind, "TEXT")
-        group.add_argument(_option(leaf), action=action, type=_reader(leaf), metavar=metavar, **common)
+        group.add_argument(option_of(leaf), action=action, type=_reader(leaf), metavar=metavar, **common)
 
 
 def _help(leaf: Leaf) -> str:
@@ -164,7 +180,7 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _render(leaf: Leaf, value: Any) -> list[str]:
-    option = _option(leaf)
+    option = option_of(leaf)
     if isinstance(value, bool):
         return [option if value else option.replace("--", "--no-", 1)]
     # `--x=value` in one word: a value may itself begin with a dash.

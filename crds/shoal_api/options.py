@@ -13,11 +13,11 @@ that nobody says it twice. These are declarations only: flags.py reads a command
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from shoal_api.schema import Strict
+from shoal_api.schema import Rule, Strict
 
 
 def _power_of_two(value: int) -> int:
@@ -47,7 +47,7 @@ Bytes = Annotated[int, Field(ge=1024, le=2**50)]
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=86_400)]
 Weight = Annotated[float, Field(ge=0, le=10_000)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
 GroupSize = Annotated[int, Field(ge=1, le=64)]
 BlockTokens = Annotated[int, Field(ge=1, le=256), AfterValidator(_power_of_two)]
 Name = Annotated[str, Field(title="NAME", min_length=1, max_length=253)]
@@ -151,6 +151,27 @@ class EngineOptions(Strict):
         description="Default sampling parameters: auto takes the model's own, vllm neutral ones.",
     )
 
+    rules: ClassVar = (
+        Rule("self.blockSize in [1, 2, 4, 8, 16, 32, 64, 128, 256]", "must be a power of two", "blockSize"),
+        Rule(
+            "!has(self.maxNumSeqs) || !has(self.maxNumBatchedTokens)"
+            " || self.maxNumSeqs <= self.maxNumBatchedTokens",
+            "must not be above maxNumBatchedTokens, each request takes a token of a step",
+            "maxNumSeqs",
+        ),
+        Rule(
+            "has(self.speculativeModel)"
+            " == (has(self.speculativeMethod) && self.speculativeMethod == 'draft')",
+            "belongs to speculativeMethod draft: give both or neither",
+            "speculativeModel",
+        ),
+        Rule(
+            "!has(self.numSpeculativeTokens) || has(self.speculativeMethod)",
+            "needs a speculativeMethod, draft or ngram",
+            "numSpeculativeTokens",
+        ),
+    )
+
 
 class ModelOptions(EngineOptions):
     """What an engine serves and how it computes: everything `LLM(...)` needs, nothing of HTTP."""
@@ -175,8 +196,8 @@ class ServeOptions(ModelOptions):
     """`shoal serve`: one engine behind HTTP and gRPC."""
 
     host: Name = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
-    port: Port = Field(default=8000, description="HTTP port.")
-    grpc_port: Port = Field(default=9000, description="gRPC port.")
+    port: Port = Field(default=8000, description="HTTP port; 0 takes a free one.")
+    grpc_port: Port = Field(default=9000, description="gRPC port; 0 takes a free one.")
     api_key: Keys = Field(
         default=(), description="Key that clients must send as bearer token; repeatable; none asks none."
     )
@@ -246,7 +267,7 @@ class RouterOptions(RoutingOptions):
         default=(), description="Base URL of a replica; repeatable; none finds replicas through Kubernetes."
     )
     host: Name = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
-    port: Port = Field(default=8080, description="HTTP port.")
+    port: Port = Field(default=8080, description="HTTP port; 0 takes a free one.")
     namespace: Name | None = Field(
         default=None, description="Namespace whose LLMDeployments are routed; unset takes the pod's own."
     )

@@ -84,12 +84,11 @@ MESSAGES: dict[str, Say] = {
 }
 
 
-def problems_of(error: ValidationError, names: Mapping[tuple[str, ...], str] | None = None) -> list[Problem]:
-    """Every problem pydantic found, in its order. `names` gives places other names, such as their flags."""
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Every problem pydantic found, in its order."""
     problems = []
     for entry in error.errors():
-        place = tuple(part for part in entry["loc"] if isinstance(part, str))
         say = MESSAGES.get(entry["type"])
         message = say(entry["input"], entry.get("ctx", {})) if say else entry["msg"]
-        problems.append(Problem((names or {}).get(place) or join_path(entry["loc"]), message))
+        problems.append(Problem(join_path(entry["loc"]), message))
     return problems

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import cel
+from cel_expr_python import cel
 
 from shoal_api.problems import Problem, join_path
 from shoal_api.schema import Rule, Strict, yaml_name
@@ -22,7 +22,7 @@ def rules_of(model: type[Strict]) -> tuple[Rule, ...]:
 
 
 def broken_rules(value: Strict, old: Strict | None = None) -> list[Problem]:
-    """What `value` and the blocks in it break; with `old`, the value before the change, also rules of change."""
+    """What `value` and its blocks break; with `old`, the value before a change, also the rules of change."""
     return list(_walk(value, old, ()))
 
 
@@ -32,7 +32,7 @@ def _walk(value: Strict, old: Strict | None, path: tuple[str | int, ...]) -> Ite
         seen = {"self": _as_seen(value)} | ({"oldSelf": _as_seen(old)} if old else {})
         for rule in rules:
             applies = old is not None or not rule.is_transition
-            if applies and not _program(rule.holds).execute(seen):
+            if applies and not _holds(rule, seen):
                 yield Problem(join_path((*path, rule.field)), rule.message)
     for name in type(value).model_fields:
         inner, before, here = getattr(value, name), getattr(old, name, None), (*path, yaml_name(name))
@@ -57,6 +57,11 @@ def _without_empty(value: Any) -> Any:
     return {key: inner for key, inner in kept.items() if inner not in ({}, [])}
 
 
+def _holds(rule: Rule, seen: dict[str, Any]) -> bool:
+    # What cannot be evaluated gives an error value and counts as broken, as for the API server.
+    return _program(rule.holds).eval(data=seen).value() is True
+
+
 @cache
 def _program(expression: str) -> Any:
-    return cel.compile(expression)
+    return cel.NewEnv(variables={"self": cel.Type.DYN, "oldSelf": cel.Type.DYN}).compile(expression)

@@ -1,4 +1,4 @@
-"""From a manifest to the options of one engine: the same for a pod and for a local process. No I/O, no cluster."""
+"""From a manifest to the options of one engine, the same for a pod and a local process. Does no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def serve_options(
     port: int = 8000,
     grpc_port: int = 9000,
 ) -> ServeOptions:
-    """What `shoal serve` gets: `model` and `adapter_paths` (by name) are where the files lie for this engine."""
+    """What `shoal serve` gets; `model` and `adapter_paths` (by name) say where the files are for it."""
     spec = deployment.spec
     engine = {name: getattr(spec.engine, name) for name in EngineOptions.model_fields}
     if spec.adapters:

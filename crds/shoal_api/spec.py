@@ -139,20 +139,20 @@ class LLMDeployment(Strict):
         ),
         Rule(
             f"self.metadata.name.matches('{NAME_PATTERN}')",
-            "must be lower-case letters, digits and dashes, with a letter first: Services are named after it",
+            "must be lower-case letters, digits and dashes, a letter first: it names Services",
             "metadata.name",
         ),
         Rule(
             "has(self.spec.model.name) || !has(self.spec.adapters)"
             " || self.spec.adapters.all(adapter, adapter.name != self.metadata.name)",
-            "an adapter cannot have the model's name, which is metadata.name without model.name",
+            "an adapter cannot have the model's name, here metadata.name",
             "spec.adapters",
         ),
     )
 
     @classmethod
     def parse(cls, manifest: Mapping[str, Any]) -> Self:
-        """A manifest or an object from the API server. Raises InvalidManifest; rules.py judges across fields."""
+        """A manifest, or an object from the API server. Raises InvalidManifest with every problem."""
         try:
             return cls.model_validate(manifest)
         except ValidationError as error:
