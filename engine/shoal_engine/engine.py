@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shoal_api.options import ModelOptions
 from shoal_engine.config import ModelConfig
-from shoal_engine.errors import EngineError
+from shoal_engine.errors import EngineError, InvalidRequest
 from shoal_engine.logprobs import not_finite
 from shoal_engine.messages import Loading, Output, Ready, Stats, Submit, TokenLogprobs, failed_output
 from shoal_engine.plan import Chunk, Committed, Plan
@@ -40,9 +40,9 @@ class Engine:
         self.config = config
         self.model_path = model_path
         self.ready = ready
-        self._runner = runner
-        self._scheduler = scheduler
-        self._sampler = sampler
+        self.runner = runner
+        self.scheduler = scheduler
+        self.sampler = sampler
         self._prompt_scores = PromptScores(runner)
         self._full_budget = scheduler.limits.max_num_batched_tokens
         self._queued_s: dict[str, float] = {}
@@ -57,34 +57,35 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self.scheduler.has_work
 
     def stats(self) -> Stats:
         """Gauges now and counters since the start."""
-        return self._scheduler.stats()
+        return self.scheduler.stats()
 
     def add(self, submit: Submit) -> None:
         """Queue a request of n=1. Raises EngineError: it is malformed, can never fit, or the queue is full."""
+        _check_prompt(submit.prompt_token_ids, self.config.vocab_size)
         request = Request.from_submit(submit, time.monotonic())
-        self._scheduler.add(request)
+        self.scheduler.add(request)
         try:
-            self._sampler.add(
+            self.sampler.add(
                 submit.id, submit.params, submit.prompt_token_ids, eos_ids=self.config.eos_token_ids
             )
         except EngineError:
-            self._scheduler.abort(submit.id)
+            self.scheduler.abort(submit.id)
             raise
 
     def abort(self, ids: Sequence[str]) -> None:
         """End requests in any state, at once and silently. Unknown ids are fine: they may just have ended."""
         for request_id in ids:
-            request = self._scheduler.abort(request_id)
+            request = self.scheduler.abort(request_id)
             if request is not None:
                 self._forget([request])
 
     def step(self) -> list[Output]:
         """Compute one step; returns what it did for each request that it advanced or ended."""
-        plan = self._scheduler.schedule()
+        plan = self.scheduler.schedule()
         outputs = self._ended(plan.failed)
         if plan.chunks:
             try:
@@ -95,16 +96,16 @@ class Engine:
         return outputs
 
     def _run(self, plan: Plan) -> list[Output]:
-        hidden, sample_rows = self._runner.run(plan)
+        hidden, sample_rows = self.runner.run(plan)
         self._prompt_scores.score(plan, hidden)
         for chunk in plan.chunks[plan.num_decodes :]:
             self._queued_s.setdefault(chunk.request.id, plan.time_s - chunk.request.arrival)
         if not plan.num_samples:
-            self._scheduler.commit(plan, [])
+            self.scheduler.commit(plan, [])
             return []
         sampling = [chunk for chunk in plan.chunks if chunk.samples]
-        sampled = self._sampler.sample(
-            self._runner.logits(hidden[sample_rows]), [chunk.request.id for chunk in sampling]
+        sampled = self.sampler.sample(
+            self.runner.logits(hidden[sample_rows]), [chunk.request.id for chunk in sampling]
         )
         token_ids = sampled.token_ids.tolist()
         broken = {}
@@ -112,7 +113,7 @@ class Engine:
             good = sampled.ok.tolist()
             broken = {c.request.id: not_finite() for c, ok in zip(sampling, good, strict=True) if not ok}
         first = {c.request.id for c in sampling if not c.request.num_output_tokens}
-        committed = self._scheduler.commit(plan, token_ids, broken)
+        committed = self.scheduler.commit(plan, token_ids, broken)
         return self._emit(committed, sampling, first, sampled)
 
     def _emit(
@@ -150,10 +151,10 @@ class Engine:
 
     def _forget(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            self._sampler.remove(request.id)
+            self.sampler.remove(request.id)
             self._prompt_scores.forget(request.id)
             self._queued_s.pop(request.id, None)
-        self._runner.release(request.id for request in requests)
+        self.runner.release(request.id for request in requests)
 
     def _roll_back(self, plan: Plan, error: Exception) -> list[Output]:
         """First failure: everything again in half the tokens. Next ones: without the largest chunk, so it ends."""
@@ -169,8 +170,8 @@ class Engine:
             culprits[culprit.id] = EngineError(
                 "computing this request failed twice; it was given up, others go on"
             )
-        self._set_budget(max(1, self._scheduler.limits.max_num_batched_tokens // 2))
-        ended = self._scheduler.fail(plan, culprits)
+        self._set_budget(max(1, self.scheduler.limits.max_num_batched_tokens // 2))
+        ended = self.scheduler.fail(plan, culprits)
         for chunk in plan.chunks:
             self._restart_sampling(chunk.request)
         return self._ended(ended)
@@ -181,7 +182,7 @@ class Engine:
             return
         prompt = request.token_ids[: request.num_prompt_tokens]
         output = request.token_ids[request.num_prompt_tokens :]
-        self._sampler.add(request.id, request.params, prompt, output, self.config.eos_token_ids)
+        self.sampler.add(request.id, request.params, prompt, output, self.config.eos_token_ids)
 
     def _recovered(self) -> None:
         if self._num_failed_in_a_row:
@@ -189,7 +190,13 @@ class Engine:
             self._set_budget(self._full_budget)
 
     def _set_budget(self, tokens: int) -> None:
-        self._scheduler.limits = replace(self._scheduler.limits, max_num_batched_tokens=tokens)
+        self.scheduler.limits = replace(self.scheduler.limits, max_num_batched_tokens=tokens)
+
+
+def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
+    """An id outside the vocabulary would read foreign memory on a device: refuse it before it joins a batch."""
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        raise InvalidRequest(f"prompt token ids must lie in 0..{vocab_size - 1}", param="prompt")
 
 
 def is_fatal(error: Exception) -> bool:
