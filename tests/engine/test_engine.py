@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.builders import greedy, prompts, save_tiny
 
 from shoal_api.options import ModelOptions
 from shoal_engine.engine import Engine
@@ -16,6 +15,7 @@ from shoal_engine.errors import ContextTooLong, InvalidRequest, KVCacheExhausted
 from shoal_engine.messages import Output, Submit
 from shoal_engine.plan import Plan
 from shoal_engine.sampling_params import SamplingParams
+from tests.builders import greedy, prompts, save_tiny
 
 NEW_TOKENS = 12
 

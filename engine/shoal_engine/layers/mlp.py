@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal_engine.kernels.interface import Kernels
 from shoal_engine.layers.linear import Linear
 
 
-class GatedMLP(nn.Module):
+class GatedMLP:
     def __init__(self, gate_up_proj: Linear, down_proj: Linear, kernels: Kernels) -> None:
-        super().__init__()
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
         self.kernels = kernels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """x [T, H] -> [T, H]."""
-        return self.down_proj(self.kernels.silu_mul(self.gate_up_proj(x)))  # type: ignore[no-any-return]
+        return self.down_proj(self.kernels.silu_mul(self.gate_up_proj(x)))

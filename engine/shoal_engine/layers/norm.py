@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal_engine.kernels.interface import Kernels
 
 
-class RMSNorm(nn.Module):
+class RMSNorm:
     def __init__(self, weight: Tensor, eps: float, kernels: Kernels) -> None:
-        super().__init__()
         self.weight = weight
         self.eps = eps
         self.kernels = kernels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """x [T, H] -> [T, H]."""
         return self.kernels.rms_norm(x, self.weight, self.eps)
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal_engine.config import ModelConfig
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout, Kernels
@@ -19,33 +19,31 @@ from shoal_engine.layers.rotary import rope_table
 from shoal_engine.weights import Weights
 
 
-class Block(nn.Module):
+class Block:
     """One layer: attention, then feed-forward, each on the normalised residual."""
 
     def __init__(self, input_norm: RMSNorm, attention: Attention, post_norm: RMSNorm, mlp: GatedMLP) -> None:
-        super().__init__()
         self.input_norm = input_norm
         self.attention = attention
         self.post_norm = post_norm
         self.mlp = mlp
 
-    def forward(self, x: Tensor, residual: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
         """x [T, H] is what the layer before added; returns what this one adds. `residual` is updated in place."""
         x = self.attention(self.input_norm.add(x, residual), batch, cache)
-        return self.mlp(self.post_norm.add(x, residual))  # type: ignore[no-any-return]
+        return self.mlp(self.post_norm.add(x, residual))
 
 
-class Llama(nn.Module):
+class Llama:
     def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels, max_positions: int) -> None:
-        super().__init__()
         self.config = config
         hidden = config.hidden_size
         self.embedding = weights.take("model.embed_tokens.weight", config.vocab_size, hidden)
         rope = rope_table(config.rope, config.head_dim, max_positions).to(self.embedding.device)
-        self.blocks = nn.ModuleList(
+        self.blocks = [
             _block(config, weights, kernels, rope, f"model.layers.{layer}", layer)
             for layer in range(config.num_layers)
-        )
+        ]
         self.norm = RMSNorm(weights.take("model.norm.weight", hidden), config.norm_eps, kernels)
         self.lm_head = (
             Linear(dense_product(self.embedding))
@@ -53,7 +51,7 @@ class Llama(nn.Module):
             else weights.linear(["lm_head"], hidden, [config.vocab_size])
         )
 
-    def forward(self, token_ids: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
+    def __call__(self, token_ids: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
         """token_ids [T] int64; cache [layers, num_blocks, 2, kv_heads, block_tokens, D] -> hidden [T, H], normalised."""
         x = self.embedding[token_ids]
         residual = x.new_zeros(x.shape)
@@ -63,7 +61,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, H] -> [S, vocab]."""
-        return self.lm_head(hidden)  # type: ignore[no-any-return]
+        return self.lm_head(hidden)
 
 
 def _block(
