@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from shoal_api.fields import Leaf, groups, leaves
-from shoal_api.problems import Problem, join_path, problems_of
+from shoal_api.problems import Problem, problems_of
 from shoal_api.rules import broken_rules
 from shoal_api.schema import Strict, yaml_name
 
@@ -49,7 +48,7 @@ def from_args(namespace: argparse.Namespace, model: type[Options]) -> Options:
     for path, leaf in given.items():
         _put(values, path, getattr(namespace, _dest(leaf)))
     try:
-        options = model.model_validate(values)
+        options = model.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         raise _refusal(problems_of(error), model) from None
     if broken := broken_rules(options):
@@ -90,13 +89,12 @@ def to_config(options: Strict) -> dict[str, Any]:
 
 def _refusal(problems: list[Problem], model: type[Strict]) -> OptionError:
     """The problems, each under the flag of its field."""
-    flags = {join_path(map(yaml_name, leaf.path)): option_of(leaf) for leaf in leaves(model)}
-    fields = [re.sub(r"\[\d+\]", "", problem.path) for problem in problems]
-    named = [
-        replace(problem, path=flags.get(field, field))
-        for problem, field in zip(problems, fields, strict=True)
-    ]
-    return OptionError("\n".join(map(str, named)))
+    flags = {tuple(map(yaml_name, leaf.path)): option_of(leaf) for leaf in leaves(model)}
+    lines = []
+    for problem in problems:
+        field = tuple(part for part in problem.place if isinstance(part, str))
+        lines.append(f"{flags.get(field, problem.path)}: {problem.message}")
+    return OptionError("\n".join(lines))
 
 
 def _dest(leaf: Leaf) -> str:
@@ -159,7 +157,7 @@ def _read_config(file: str, model: type[Strict]) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise OptionError(f"--config {file}: must hold a mapping of options, such as `maxModelLen: 4096`")
     try:
-        model.model_validate(values)
+        model.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         problems = [entry for entry in problems_of(error) if entry.message != "is required"]
         if problems:
@@ -168,15 +166,14 @@ def _read_config(file: str, model: type[Strict]) -> dict[str, Any]:
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Set `path`, in place of either spelling of its names."""
+    """Set `path`, over what the file says."""
     name, *rest = path
-    key = name if name in values else yaml_name(name)
-    if rest:
-        block = values.get(key)
-        values[key] = dict(block) if isinstance(block, Mapping) else {}
-        _put(values[key], tuple(rest), value)
-    else:
-        values[key] = value
+    if not rest:
+        values[yaml_name(name)] = value
+        return
+    block = values.get(yaml_name(name))
+    values[yaml_name(name)] = dict(block) if isinstance(block, dict) else {}
+    _put(values[yaml_name(name)], tuple(rest), value)
 
 
 def _render(leaf: Leaf, value: Any) -> list[str]:

@@ -15,11 +15,16 @@ from pydantic import ValidationError
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`path` is dotted and camelCase; `fix` is what to do, empty where `message` says it already."""
+    """`place` holds keys and list indices; `fix` is what to do, empty where `message` says it already."""
 
-    path: str
+    place: tuple[str | int, ...]
     message: str
     fix: str = ""
+
+    @property
+    def path(self) -> str:
+        """Dotted, as in spec.adapters[0].name."""
+        return join_path(self.place)
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
@@ -38,7 +43,7 @@ def closest(word: str, known: Iterable[str]) -> str:
     """The known word that `word` is likely a slip of, or an empty string."""
     by_lower = {name.replace("_", "").replace("-", "").lower(): name for name in known}
     key = word.replace("_", "").replace("-", "").lower()
-    found = difflib.get_close_matches(key, by_lower, n=1, cutoff=0.75)
+    found = difflib.get_close_matches(key, by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else ""
 
 
@@ -90,5 +95,5 @@ def problems_of(error: ValidationError) -> list[Problem]:
     for entry in error.errors():
         say = MESSAGES.get(entry["type"])
         message = say(entry["input"], entry.get("ctx", {})) if say else entry["msg"]
-        problems.append(Problem(join_path(entry["loc"]), message))
+        problems.append(Problem(entry["loc"], message))
     return problems

@@ -11,7 +11,7 @@ from typing import Any
 
 from cel_expr_python import cel
 
-from shoal_api.problems import Problem, join_path
+from shoal_api.problems import Problem
 from shoal_api.schema import Rule, Strict, yaml_name
 
 
@@ -33,7 +33,7 @@ def _walk(value: Strict, old: Strict | None, path: tuple[str | int, ...]) -> Ite
         for rule in rules:
             applies = old is not None or not rule.is_transition
             if applies and not _holds(rule, seen):
-                yield Problem(join_path((*path, rule.field)), rule.message)
+                yield Problem((*path, *rule.field.split(".")), rule.message)
     for name in type(value).model_fields:
         inner, before, here = getattr(value, name), getattr(old, name, None), (*path, yaml_name(name))
         if isinstance(inner, Strict):

@@ -13,10 +13,13 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from shoal_api.lifecycle import Autoscaling, DisruptionBudget, Drain, Replicas, Rollout
 from shoal_api.names import MAX_NAME_CHARS, NAME_PATTERN
+from shoal_api.nulls import settle_nulls
 from shoal_api.options import RoutingOptions
 from shoal_api.pod_template import PodTemplate
 from shoal_api.problems import Problem, problems_of
+from shoal_api.rules import broken_rules
 from shoal_api.schema import Rule, Strict
+from shoal_api.suggestions import with_suggestion
 from shoal_api.workload import Adapter, Cache, Engine, Model, Parallelism, Resources, keyed_by
 
 
@@ -153,10 +156,15 @@ class LLMDeployment(Strict):
     @classmethod
     def parse(cls, manifest: Mapping[str, Any]) -> Self:
         """A manifest, or an object from the API server. Raises InvalidManifest with every problem."""
+        settled, problems = settle_nulls(manifest, cls)
         try:
-            return cls.model_validate(manifest)
+            deployment = cls.model_validate(settled, by_alias=True, by_name=False)
+            problems += broken_rules(deployment)
         except ValidationError as error:
-            raise InvalidManifest(problems_of(error)) from None
+            problems += problems_of(error)
+        if problems:
+            raise InvalidManifest([with_suggestion(problem, cls, manifest) for problem in problems])
+        return deployment
 
     @property
     def name(self) -> str:
