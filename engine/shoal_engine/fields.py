@@ -27,6 +27,13 @@ class Fields:
         """Whether the field is there, be it as `null`: for fields where leaving out and ruling out differ."""
         return self._prefix + name in self._values
 
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._values)
+
+    def any(self, name: str) -> Any:
+        """The value as it is, None when absent: for fields of several forms."""
+        return self._values.get(self._prefix + name)
+
     def integer(self, name: str, default: D = _REQUIRED) -> int | D:
         value: int | D = self._get(name, default)
         if value is not default and not _is_integer(value):
