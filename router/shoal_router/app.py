@@ -33,7 +33,6 @@ from shoal_router.usage import BytesPerToken
 
 log = logging.getLogger(__name__)
 
-SWEEP_S = 0.5  # how late a deadline may be noticed
 BACKLOG = 4096  # connections that may wait in the kernel while the loop is busy
 
 
@@ -116,7 +115,7 @@ class Router:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(self._settings.sweep_s)
             self._listener.sweep()
             self._proxy.sweep()
             for endpoint in self.endpoints:

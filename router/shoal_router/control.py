@@ -58,7 +58,7 @@ async def fetch(pool: Pool, path: str, timeout_s: float, api_key: str | None = N
     key = f"authorization: Bearer {api_key}\r\n" if api_key else ""
     head = f"GET {path} HTTP/1.1\r\nhost: {pool.address.authority}\r\n{key}connection: close\r\n\r\n"
     async with asyncio.timeout(timeout_s):
-        connection = await pool.connect()
+        connection = await pool.connect(once=True)
         try:
             collector = _Collector()
             connection.send(collector, head.encode(), b"")

@@ -54,23 +54,26 @@ def choose(
     `home` is the hash of the prefix whose home matters, None for requests that no cache helps;
     `pick(n)` draws from range(n) and breaks ties.
     """
-    s = weights.in_flight_tokens
+    s, w = weights.in_flight_tokens, weights.recompute
     loads = [c.queued + s * c.in_flight for c in candidates]
     bound = max(weights.mean_load * sum(loads) / len(loads), weights.spare_requests * s)
-    w = weights.recompute
-    costs = [
-        load + w * (prompt - c.cached if load <= bound else prompt)
-        for load, c in zip(loads, candidates, strict=True)
-    ]
+    costs = []
+    for load, c in zip(loads, candidates, strict=True):
+        credit = c.cached if load <= bound else 0.0
+        costs.append(load + w * (prompt - credit))
     least = min(costs)
     if home is None:
-        ties = [i for i, cost in enumerate(costs) if cost == least]
-        return ties[0] if len(ties) == 1 else ties[pick(len(ties))]
+        near = [i for i, cost in enumerate(costs) if cost == least]
+        return near[0] if len(near) == 1 else near[pick(len(near))]
     best = costs.index(least)
-    enough = candidates[best].cached
-    limit = least + weights.near_requests * s
-    near = [i for i, cost in enumerate(costs) if cost <= limit and candidates[i].cached >= enough]
-    return best if len(near) == 1 else max(near, key=lambda i: affinity(home, candidates[i].identity))
+    enough, limit = candidates[best].cached, least + weights.near_requests * s
+    winner, highest = best, -1
+    for i, c in enumerate(candidates):
+        if costs[i] <= limit and c.cached >= enough:
+            weight = affinity(home, c.identity)
+            if weight > highest:
+                winner, highest = i, weight
+    return winner
 
 
 def affinity(prefix: int, identity: int) -> int:

@@ -58,8 +58,9 @@ class PrefixIndex:
         depth = 0
         held = -1  # all slots
         for block in chain:
-            still = held & holders.get(block, 0)
-            if still != held:
+            mask = holders.get(block, 0)
+            if mask != held:
+                still = held & mask
                 if held != -1:
                     _set_depth(depths, held & ~still, depth)
                 held = still
@@ -80,17 +81,17 @@ class PrefixIndex:
         returns the stamp of this use, which only grows.
         """
         self._stamp = stamp = self._stamp + 1
-        lru, holders, bit = self._replicas[slot], self._holders, 1 << slot
+        lru, holders, bit, capacity = self._replicas[slot], self._holders, 1 << slot, self._capacity[slot]
+        move_to_end = lru.move_to_end
         # From the tail: the head of a prompt is what other requests are likely to share, so it must age last.
-        for block in reversed(chain[: self._capacity[slot]]):
+        for block in reversed(chain if len(chain) <= capacity else chain[:capacity]):
             if block in lru:
-                lru.move_to_end(block)
+                move_to_end(block)
             else:
                 holders[block] = holders.get(block, 0) | bit
             lru[block] = stamp
-        excess = len(lru) - self._capacity[slot]
-        if excess > 0:
-            self._evict(slot, excess)
+        if len(lru) > capacity:
+            self._evict(slot, len(lru) - capacity)
         return stamp
 
     def contradict(self, slot: int, stamp: int) -> int:

@@ -21,7 +21,7 @@ from shoal_router.metrics import Metrics
 from shoal_router.placement import Placement, Placer
 from shoal_router.prompt import Prompt, Work
 from shoal_router.relay import Relay
-from shoal_router.retry import STALE_WITHIN_S, Failure, History, RetryLimits, may_retry
+from shoal_router.retry import FRESH, STALE_WITHIN_S, Failure, RetryLimits, may_retry
 from shoal_router.standing import Outcome
 from shoal_router.upstream import ReplyHead, UpstreamConnection
 from shoal_router.usage import read_usage
@@ -104,7 +104,7 @@ class Exchange:
         self._prompt = prompt
         self._lines = b"".join([b"%b: %b\r\n" % line for line in request.headers])
         self._started_s = self._sent_s = self._idle_since_s = proxy.now()
-        self._history = History()
+        self._history = FRESH
         self._tried: list[Endpoint] = []
         self._failure: RouterError | None = None  # of the last attempt
         self._placement: Placement | None = None

@@ -25,7 +25,7 @@ class Relay:
     def __init__(self, client: ClientConnection, head: ReplyHead, *, http10: bool) -> None:
         self._client = client
         self._head = head
-        self._event_stream = (head.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
+        self._event_stream = head.content_type.lower().startswith(b"text/event-stream")
         self._unchunker = Unchunker(client.write) if http10 and head.chunked else None
         self._write = client.write if self._unchunker is None else self._unchunker.feed
         self.tail: deque[bytes] = deque(maxlen=TAIL_PIECES)

@@ -78,10 +78,10 @@ def passed_on_head(
     `added` is whole header lines; `unframed` drops chunking.
     """
     parts = [status_line(status)]
-    for name, value in headers:
-        key = name.lower()
-        if key not in _NOT_PASSED_ON and not (unframed and key in (b"transfer-encoding", b"trailer")):
-            parts.append(b"%b: %b\r\n" % (name, value))
+    for header in headers:
+        name = header[0]
+        if name not in _NOT_PASSED_ON and not (unframed and name in (b"transfer-encoding", b"trailer")):
+            parts.append(b"%b: %b\r\n" % header)
     parts.append(added)
     parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
     return b"".join(parts)

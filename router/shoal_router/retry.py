@@ -46,6 +46,9 @@ class History:
         return History(self.retries + 1, self.stale, self.deaths + died)
 
 
+FRESH = History()
+
+
 def may_retry(failure: Failure, past: History, limits: RetryLimits, *, active: int, retrying: int) -> bool:
     """`active` requests are in progress; `retrying` of the others are not on their first attempt."""
     if failure is Failure.STALE:

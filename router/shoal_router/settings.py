@@ -29,6 +29,7 @@ class RouterSettings:
     api_keys: tuple[bytes, ...] = ()
     connect_timeout_s: float = 1.0
     drain_timeout_s: float = 300.0
+    sweep_s: float = 0.5  # how late a deadline may be noticed
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     health: HealthSettings = field(default_factory=HealthSettings)

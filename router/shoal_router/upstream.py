@@ -26,19 +26,16 @@ MAX_IDLE_S = 4.0
 
 @dataclass(slots=True)
 class ReplyHead:
-    """The head of a replica's reply.
+    """The head of a replica's reply; header names are in lower case.
 
     `chunked` bodies end themselves, `until_close` bodies end with the connection.
     """
 
     status: int
     headers: list[tuple[bytes, bytes]]
+    content_type: bytes
     chunked: bool
     until_close: bool
-
-    def header(self, name: bytes) -> bytes | None:
-        """First value of a header, `name` in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
 
 
 class ReplySink(Protocol):
@@ -62,9 +59,9 @@ _UNCONNECTED = asyncio.Transport()
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One keep-alive connection to a replica, with at most one request on it."""
+    """One connection to a replica, with at most one request on it; without a pool, for one request."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool | None) -> None:
         self._pool = pool
         self._transport: asyncio.Transport = _UNCONNECTED
         self._parser = httptools.HttpResponseParser(self)
@@ -132,7 +129,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pool.discard(self)
+        if self._pool is not None:
+            self._pool.discard(self)
         sink, self._sink = self._sink, None
         if sink is None:
             return
@@ -168,7 +166,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _end(self, sink: ReplySink) -> None:
         self._sink = None
         self.resume()
-        if self._reusable:
+        if self._reusable and self._pool is not None:
             self._pool.put(self)
         else:
             self._transport.close()
@@ -186,16 +184,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:
             raise BadReply(f"interim status {status} that nobody asked for")
-        names = {name.lower() for name, _ in self._headers}
-        chunked = b"transfer-encoding" in names
-        until_close = not chunked and b"content-length" not in names and status not in (204, 304)
-        self._reply = ReplyHead(status, self._headers, chunked, until_close)
+        named = dict(self._headers)
+        chunked = b"transfer-encoding" in named
+        until_close = not chunked and b"content-length" not in named and status not in (204, 304)
+        content_type = named.get(b"content-type", b"")
+        self._reply = ReplyHead(status, self._headers, content_type, chunked, until_close)
         self._headers = []  # a trailer is part of the body's bytes, not of the head
 
     def on_message_complete(self) -> None:
@@ -225,13 +224,13 @@ class Pool:
             connection.close()
         return None
 
-    async def connect(self) -> UpstreamConnection:
+    async def connect(self, *, once: bool = False) -> UpstreamConnection:
         """A new connection.
 
         Raises OSError (TimeoutError included) when the replica does not accept one in time.
         """
         address = self.address
-        connection = UpstreamConnection(self)
+        connection = UpstreamConnection(None if once else self)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await asyncio.get_running_loop().create_connection(

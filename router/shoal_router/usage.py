@@ -15,8 +15,8 @@ _LOWEST, _HIGHEST = 0.5, 64.0  # beyond these something else than text was count
 _LEARNING_RATE = 0.05
 _TAIL_BYTES = 4096
 
-_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,9})\b')
-_CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})\b')
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,9})\s*[,}]')
+_CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})\s*[,}]')
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,130 @@
+"""The choice of a replica as pure arithmetic."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal_router.policy import Candidate, Weights, affinity, choose
+
+WEIGHTS = Weights()
+
+
+def candidate(identity: int = 0, *, cached: float = 0, queued: float = 0, in_flight: float = 0) -> Candidate:
+    return Candidate(identity, cached, queued, in_flight)
+
+
+def first(n: int) -> int:
+    return 0
+
+
+CASES = {
+    "cached prefix wins among idle": (1000, [candidate(), candidate(cached=900)], 1),
+    "longer cached prefix wins": (1000, [candidate(cached=512), candidate(cached=900)], 1),
+    "few requests do not outweigh a long prefix": (
+        1000,
+        [candidate(), candidate(cached=900, in_flight=6)],
+        1,
+    ),
+    "queued prefill outweighs a short prefix": (
+        1000,
+        [candidate(), candidate(cached=100, queued=500)],
+        0,
+    ),
+    "many requests outweigh a prefix": (1000, [candidate(), candidate(cached=400, in_flight=20)], 0),
+    "beyond the load bound the cache counts for nothing": (
+        20_000,
+        [candidate(in_flight=1), candidate(cached=20_000, in_flight=30)],
+        0,
+    ),
+    "below the spare load the bound does not apply": (
+        20_000,
+        [candidate(), candidate(cached=20_000, in_flight=7)],
+        1,
+    ),
+    "nothing cached, one idle": (1000, [candidate(in_flight=9), candidate(in_flight=3)], 1),
+    "one replica is always the best": (10, [candidate(queued=1e9, in_flight=1e6)], 0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("home", [None, 77])
+def test_cheapest_replica_is_chosen(name: str, home: int | None) -> None:
+    prompt, candidates, best = CASES[name]
+    assert choose(prompt, candidates, WEIGHTS, home, first) == best
+
+
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        st.integers(0, 2**64 - 1),
+        st.floats(0, 1e5),
+        st.floats(0, 1e6),
+        st.floats(0, 1e4),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(st.floats(0, 1e5), CANDIDATES, st.none() | st.integers(0, 2**64 - 1), st.integers(0, 2**32))
+def test_choice_is_one_of_the_candidates_and_close_to_the_cheapest(
+    prompt: float, candidates: list[Candidate], home: int | None, seed: int
+) -> None:
+    chosen = choose(prompt, candidates, WEIGHTS, home, random.Random(seed).randrange)
+    s = WEIGHTS.in_flight_tokens
+    mean = sum(c.queued + s * c.in_flight for c in candidates) / len(candidates)
+
+    def cost(c: Candidate) -> float:
+        load = c.queued + s * c.in_flight
+        within = load <= max(WEIGHTS.mean_load * mean, WEIGHTS.spare_requests * s)
+        return load + WEIGHTS.recompute * (prompt - (c.cached if within else 0))
+
+    slack = 0.0 if home is None else WEIGHTS.near_requests * s
+    cheapest = min(map(cost, candidates))
+    assert cost(candidates[chosen]) <= cheapest + slack + 1e-6 * abs(cheapest)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=16, unique=True), st.integers(0, 2**64 - 1))
+def test_routers_agree_on_a_cold_prefix_in_any_order_and_with_slightly_different_loads(
+    identities: list[int], home: int
+) -> None:
+    one = [candidate(i) for i in identities]
+    other = [candidate(i, in_flight=i % 2) for i in reversed(identities)]
+    here = one[choose(500, one, WEIGHTS, home, first)].identity
+    there = other[choose(500, other, WEIGHTS, home, first)].identity
+    assert here == there
+
+
+def test_homes_of_many_prefixes_are_spread_evenly() -> None:
+    rng = random.Random(1)
+    candidates = [candidate(rng.getrandbits(64)) for _ in range(8)]
+    counts = [0] * 8
+    for _ in range(8000):
+        counts[choose(500, candidates, WEIGHTS, rng.getrandbits(64), first)] += 1
+    assert min(counts) > 850
+    assert max(counts) < 1150
+
+
+def test_home_moves_only_for_the_prefixes_of_a_replica_that_is_gone() -> None:
+    rng = random.Random(2)
+    candidates = [candidate(rng.getrandbits(64)) for _ in range(5)]
+    for _ in range(300):
+        home = rng.getrandbits(64)
+        before = choose(500, candidates, WEIGHTS, home, first)
+        if before != 4:
+            assert choose(500, candidates[:4], WEIGHTS, home, first) == before
+
+
+def test_ties_without_a_prefix_are_broken_by_the_given_draw() -> None:
+    candidates = [candidate(in_flight=1), candidate(), candidate(), candidate()]
+    drawn = [choose(10, candidates, WEIGHTS, None, lambda n, k=k: k) for k in range(3)]
+    assert drawn == [1, 2, 3]
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_affinity_is_a_64_bit_number(prefix: int, identity: int) -> None:
+    assert 0 <= affinity(prefix, identity) < 2**64

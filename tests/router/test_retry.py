@@ -1,0 +1,38 @@
+"""When a failed attempt is repeated."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal_router.retry import FRESH, Failure, RetryLimits, may_retry
+
+LIMITS = RetryLimits(max_retries=2, budget=0.2)
+
+CASES = [
+    ("first connect error", [], Failure.CONNECT, 10, 0, True),
+    ("second connect error", [Failure.CONNECT], Failure.CONNECT, 10, 0, True),
+    ("retries are spent", [Failure.CONNECT, Failure.REFUSED], Failure.CONNECT, 10, 0, False),
+    ("first death", [], Failure.LOST, 10, 0, True),
+    ("second death", [Failure.LOST], Failure.LOST, 10, 0, False),
+    ("silence counts as a death", [Failure.TIMEOUT], Failure.LOST, 10, 0, False),
+    ("death after a refusal", [Failure.REFUSED], Failure.LOST, 10, 0, True),
+    ("refusal after a death", [Failure.LOST], Failure.REFUSED, 10, 0, True),
+    ("stale connection is free", [Failure.CONNECT, Failure.CONNECT], Failure.STALE, 10, 99, True),
+    ("but only once", [Failure.STALE], Failure.STALE, 10, 0, False),
+    ("three at a time are always allowed", [], Failure.CONNECT, 1, 2, True),
+    ("a fourth is over the budget of few", [], Failure.CONNECT, 4, 3, False),
+    ("a fifth of many is the budget", [], Failure.CONNECT, 100, 19, True),
+    ("and not more", [], Failure.CONNECT, 100, 20, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("past", "failure", "active", "retrying", "allowed"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
+def test_retry_is_bounded_by_attempts_deaths_and_budget(
+    past: list[Failure], failure: Failure, active: int, retrying: int, allowed: bool
+) -> None:
+    history = FRESH
+    for earlier in past:
+        history = history.after(earlier)
+    assert may_retry(failure, history, LIMITS, active=active, retrying=retrying) is allowed
