@@ -17,9 +17,10 @@ from shoal_engine.checkpoint import open_checkpoint
 from shoal_engine.config import ModelConfig, read_config
 from shoal_engine.engine import Engine
 from shoal_engine.errors import ModelLoadError
-from shoal_engine.kernels.reference import ReferenceKernels
+from shoal_engine.kernels.cpu import cpu_kernels
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.messages import Loading, Ready, Submit
+from shoal_engine.model_path import local_path
 from shoal_engine.models.llama import Llama
 from shoal_engine.runner import Placement, Runner, load_model, random_model
 from shoal_engine.sampler import Sampler
@@ -74,25 +75,12 @@ def refuse_unsupported(options: ModelOptions) -> None:
             raise ModelLoadError(f"{flag} is not supported by this version of the engine; leave it out")
 
 
-def local_path(model: str) -> Path:
-    """The folder or file behind MODEL. Raises ModelLoadError for what is not on this machine."""
-    scheme, separator, rest = model.partition("://")
-    if separator and scheme != "file":
-        raise ModelLoadError(
-            f"{model}: the engine reads local files; download the model first and give its path"
-        )
-    path = Path(rest if separator else model)
-    if not path.exists():
-        raise ModelLoadError(f"{path} does not exist; MODEL is a Hugging Face folder or a .gguf file")
-    return path
-
-
 def choose_placement(options: ModelOptions, config: ModelConfig) -> Placement:
     """CPU, with as many threads as asked for; bfloat16 where the processor multiplies it natively."""
     torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
     torch.set_grad_enabled(False)
     dtype = getattr(torch, options.dtype) if options.dtype != "auto" else _auto_dtype()
-    return Placement(torch.device("cpu"), dtype, ReferenceKernels())
+    return Placement(torch.device("cpu"), dtype, cpu_kernels())
 
 
 def _auto_dtype() -> torch.dtype:
