@@ -110,6 +110,8 @@ class Answer(Response):
         options = job.stream_options or StreamOptions()
         while not all(text.finished for text in job.texts):
             news = await self._generation.take()
+            if not self._committed:
+                self._generation.check_error()
             opening = [] if self._committed else job.shape.opening()
             chunks = [
                 chunk for index, output in news.items() if (chunk := self._chunk(job, meter, index, output))
@@ -153,6 +155,8 @@ class Answer(Response):
         self, error: EngineError, scope: Scope, receive: Receive, send: Send, gone: asyncio.Task[None]
     ) -> None:
         if not self._committed:
+            if error.status in (429, 503):
+                self._service.metrics.on_rejected(error.code)
             started = bool(self._generation.submits) and not isinstance(error, QueueFull)
             await response_of(error, started=started)(scope, receive, send)
             return

@@ -82,7 +82,8 @@ class Connection(HttpToolsProtocol):
             self._refusal = HeadersTooLarge(f"The headers exceed {self.limits.header_bytes} bytes.")
             raise ValueError("refused")  # the parser stops here and has send_400_response called
         super().on_headers_complete()
-        self.scope[_SCOPE_KEY] = self  # type: ignore[typeddict-unknown-key]
+        scope: Any = self.scope  # ASGI lets servers add keys of their own
+        scope[_SCOPE_KEY] = self
         self._expect(self.limits.body_deadline_s)
 
     def on_message_complete(self) -> None:

@@ -29,14 +29,14 @@ class Keys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
-    def admit(self, authorization: str) -> bool:
+    def admit(self, authorization: bytes) -> bool:
         """Whether an Authorization header carries one of the keys; always, if there are none."""
         if not self._digests:
             return True
-        scheme, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        scheme, _, key = authorization.partition(b" ")
+        digest = hashlib.sha256(key.strip()).digest()
         known = [hmac.compare_digest(digest, each) for each in self._digests]  # all of them, always
-        return scheme.lower() == "bearer" and any(known)
+        return scheme.lower() == b"bearer" and any(known)
 
 
 class Envelope:
@@ -50,7 +50,7 @@ class Envelope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        given = _header(scope, HEADER_REQUEST_ID)
+        given = _header(scope, HEADER_REQUEST_ID).decode("latin-1")
         request_id = given or secrets.token_hex(12)
         started = False
 
@@ -78,11 +78,11 @@ class Envelope:
                 await response_of(internal_error())(scope, receive, send_with_id)
 
 
-def _header(scope: Scope, name: str) -> str:
+def _header(scope: Scope, name: str) -> bytes:
     """The value of a header, empty if there is none. A second one of the same name does not count."""
     wanted = name.encode()
     value: bytes = next((value for key, value in scope["headers"] if key == wanted), b"")
-    return value.decode("latin-1").strip()
+    return value.strip()
 
 
 def _route(scope: Scope) -> str:

@@ -58,14 +58,19 @@ class Generation:
         if self._gone:
             raise ClientGone
 
+    def check_error(self) -> None:
+        """Raise the engine's error at once, if there is one, whatever could still be taken."""
+        if self._error is not None:
+            raise self._error
+
     async def take(self) -> dict[int, Output]:
         """News by choice, none after a nudge. Raises ClientGone, and the engine's error once everything is
         taken.
         """
         await self._news.wait()
         self.check_client()
-        if not self._pending and self._error is not None:
-            raise self._error
+        if not self._pending:
+            self.check_error()
         pending, self._pending = self._pending, {}
         if self._error is None:
             self._news.clear()

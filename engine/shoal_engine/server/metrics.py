@@ -64,24 +64,9 @@ SECOND_BOUNDS = (
 )
 # A fast GPU makes a token in 2 to 8 ms: buckets that begin at 10 ms would not see it get twice as slow.
 GAP_BOUNDS = (
-    0.0005,
-    0.001,
-    0.002,
-    0.003,
-    0.004,
-    0.006,
-    0.008,
-    0.01,
-    0.015,
-    0.02,
-    0.03,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
+    *(0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0),
 )
-GAP_BOUNDS += (0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 40)
 
 # name -> (help, bounds)
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from shoal_api.options import ModelOptions
 from shoal_engine.chat_template import ChatTemplate
+from shoal_engine.config import read_config
+from shoal_engine.errors import ModelLoadError
+from shoal_engine.model_path import local_path
 from shoal_engine.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -26,8 +30,6 @@ class ModelText:
 
 def load_model_text(options: ModelOptions) -> ModelText:
     """Takes a second for a large vocabulary. Raises ModelLoadError."""
-    from shoal_engine.config import read_config
-    from shoal_engine.loading import local_path
 
     path = local_path(options.model)
     config = read_config(path)
@@ -46,10 +48,6 @@ def load_model_text(options: ModelOptions) -> ModelText:
 
 def template_source(options: ModelOptions) -> str | None:
     """The template that the options name, read if they give a path. Raises ModelLoadError."""
-    from pathlib import Path
-
-    from shoal_engine.errors import ModelLoadError
-
     given = options.chat_template
     if (
         given is None or "{" in given

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
 from rich.console import Console
@@ -84,6 +85,8 @@ class ApiServer:
         try:
             with self._signal_handlers():
                 await self.client.start()
+                host, port, *_ = self._listener.getsockname()
+                log.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
                 return await self._live()
         finally:
             tick.cancel()
@@ -103,10 +106,10 @@ class ApiServer:
         asked = asyncio.create_task(self._signals.get())
         load = asyncio.create_task(self._load())
         try:
-            await asyncio.wait({asked, self.client.ended, load}, return_when=asyncio.FIRST_COMPLETED)
+            await _first(asked, self.client.ended, load)
             if load.done() and (failed := load.result()) is not None:
                 return await self._die(failed)
-            await asyncio.wait({asked, self.client.ended}, return_when=asyncio.FIRST_COMPLETED)
+            await _first(asked, self.client.ended)
             if self.client.ended.done():
                 return await self._die(self.client.ended.result())
             if not load.done():
@@ -154,7 +157,7 @@ class ApiServer:
         self.service.prompts = Prompts(
             text.tokenizer, text.template, self.settings.limits, text.longest_token_bytes
         )
-        facts = {"model": self.settings.model_name, "device": ready.device, "dtype": ready.dtype}
+        facts: dict[str, object] = {"model": self.settings.model_name, "device": ready.device, "dtype": ready.dtype}
         facts |= {"max_model_len": ready.max_model_len, "kv_blocks": ready.num_blocks}
         log.info("ready", extra=facts | {"seconds": round(time.monotonic() - self._started_s, 2)})
 
@@ -169,9 +172,7 @@ class ApiServer:
             while self.service.answers and not again.done() and time.monotonic() < deadline_s:
                 if self.client.ended.done():
                     return await self._die(self.client.ended.result())
-                await asyncio.wait(
-                    {again, self.client.ended}, timeout=0.05, return_when=asyncio.FIRST_COMPLETED
-                )
+                await _first(again, self.client.ended, timeout_s=0.05)
         finally:
             again.cancel()
         if self.service.answers:
@@ -238,6 +239,10 @@ class ApiServer:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+async def _first(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 def listen(host: str, port: int) -> socket.socket:
