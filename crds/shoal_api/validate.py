@@ -20,18 +20,24 @@ from shoal_api.spec import InvalidManifest, LLMDeployment
 
 def check(manifest: Any) -> list[Problem]:
     """Everything wrong with one manifest; empty when it would be accepted and run."""
+    if invalid := invalidities(manifest):
+        return invalid
+    return [
+        replace(each.problem, message=f"{each.problem.message} (SpecAccepted=False, {each.reason})")
+        for each in rejections(LLMDeployment.parse(manifest))
+    ]
+
+
+def invalidities(manifest: Any) -> list[Problem]:
+    """What makes it no LLMDeployment at all, on a cluster or elsewhere; the API server would refuse it."""
     if not isinstance(manifest, dict):
         return [Problem((), "a manifest is a mapping with apiVersion, kind, metadata and spec")]
     missing = [Problem((key,), "is required") for key in ("apiVersion", "kind") if key not in manifest]
     try:
-        deployment = LLMDeployment.parse(manifest)
+        LLMDeployment.parse(manifest)
     except InvalidManifest as error:
         return missing + error.problems
-    rejected = [
-        replace(each.problem, message=f"{each.problem.message} (SpecAccepted=False, {each.reason})")
-        for each in rejections(deployment)
-    ]
-    return missing + rejected
+    return missing
 
 
 def concerns_us(manifest: Any) -> bool:

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from tests.operator.liveness import alive, wait_gone
 
 from shoal_operator.lifeline import Lifeline
 from shoal_operator.processes import MAX_LINE_BYTES, TAIL_LINES, Command, Process
+from tests.operator.liveness import alive, wait_gone
 
 WAIT_S = 10.0
 # Starts a grandchild that ignores SIGTERM, prints both pids, sleeps.

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.operator.liveness import wait_gone
 
 from shoal_operator.causes import Cause
 from shoal_operator.lifeline import Lifeline
@@ -22,6 +21,7 @@ from shoal_operator.processes import Command
 from shoal_operator.replica_state import ReplicaState, State
 from shoal_operator.restart_policy import RestartPolicy
 from shoal_operator.supervisor import GivenUp, Patience, Supervisor
+from tests.operator.liveness import wait_gone
 
 FAKE_ENGINE = Path(__file__).parent / "programs/fake_engine.py"
 WAIT_S = 20.0
@@ -63,7 +63,7 @@ class Stage:
     ) -> Supervisor:
         script = self._folder / "script.json"
         script.write_text(json.dumps(lives))
-        argv = (program, str(FAKE_ENGINE), str(script), "model", "--port", str(self.port))
+        argv = (program, str(FAKE_ENGINE), str(script), f"--port={self.port}", "model")
         return Supervisor(
             Command("tiny-0", argv),
             Probe(self._client, f"http://127.0.0.1:{self.port}"),

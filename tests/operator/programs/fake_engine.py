@@ -1,6 +1,6 @@
 """A program with the engine's command line and endpoints but no model: each of its lives follows a script.
 
-    fake_engine.py SCRIPT.json MODEL --port PORT ...
+    fake_engine.py SCRIPT.json --port=PORT ... MODEL
 
 SCRIPT.json is a list of lives; the nth start at a port lives the nth, the last one for ever after. Keys of
 a life, all optional: stderr (text printed at once), exit (code, after `exit_after_s` seconds), signal
@@ -12,7 +12,6 @@ PID child".
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -30,20 +29,17 @@ STARTED_S = time.monotonic()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("script", type=Path)
-    parser.add_argument("model")
-    parser.add_argument("--port", type=int, required=True)
-    options, rest = parser.parse_known_args()
-    life = _begin(options.script, options.port)
-    print(f"arguments {json.dumps(rest)} threads {os.environ.get('OMP_NUM_THREADS')}", flush=True)
+    script, arguments = Path(sys.argv[1]), sys.argv[2:]
+    port = next(int(each[7:]) for each in arguments if each.startswith("--port="))
+    life = _begin(script, port)
+    print(f"arguments {json.dumps(arguments)}", flush=True)
     if "stderr" in life:
         print(life["stderr"], file=sys.stderr, flush=True)
     if "exit" in life or "signal" in life:
         if "exit_after_s" not in life:
             _end(life)
         threading.Timer(life["exit_after_s"], _end, (life,)).start()
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), type("Handler", (Handler,), {"life": life}))
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (Handler,), {"life": life}))
     server.daemon_threads = False  # server_close waits for running answers: a drain
     signal.signal(signal.SIGTERM, signal.SIG_IGN if life.get("deaf") else lambda *_: _stop(server))
     server.serve_forever(poll_interval=0.02)
