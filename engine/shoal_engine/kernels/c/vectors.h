@@ -1,0 +1,187 @@
+/* Vectors of LANES floats: loads, stores, bfloat16 and 2^x. Knows instruction sets; knows nothing of models.
+ *
+ * Written with GCC's vector extensions, so that any processor compiles it; intrinsics only where they are several times
+ * faster. NaN and infinity behave as IEEE says: do not compile with -ffast-math.
+ */
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#include <immintrin.h>
+#define HAS_AVX512 1
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#if defined(HAS_AVX512) && defined(__AVX512BF16__)
+#define HAS_BF16_DOT 1
+#else
+#define HAS_BF16_DOT 0
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+
+INLINE Floats splat(float x) { return x - (Floats){0}; }
+
+INLINE Ints lane_numbers(void)
+{
+    Ints lanes;
+    for (int i = 0; i < LANES; i++) lanes[i] = i;
+    return lanes;
+}
+
+INLINE Floats choose(Ints mask, Floats yes, Floats no) { return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask)); }
+
+/* The larger of both; `b` when either is NaN, so a NaN in `b` survives. */
+INLINE Floats larger(Floats a, Floats b)
+{
+#ifdef HAS_AVX512
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
+
+INLINE Floats widen(Halves h) { return (Floats)(__builtin_convertvector(h, Words) << 16); }
+
+/* Round to nearest even. */
+INLINE Halves narrow(Floats x)
+{
+#if HAS_BF16_DOT
+    return (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    Words bits = (Words)x;
+    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Words quiet_nan = (bits >> 16) | 0x40;
+    Words is_nan = (Words)(x != x);
+    return __builtin_convertvector((quiet_nan & is_nan) | (rounded & ~is_nan), Halves);
+#endif
+}
+
+INLINE Floats load(const void *from, int64_t at, int dtype)
+{
+    if (dtype == BFLOAT16) {
+        Halves h;
+        memcpy(&h, (const uint16_t *)from + at, sizeof h);
+        return widen(h);
+    }
+    Floats x;
+    memcpy(&x, (const float *)from + at, sizeof x);
+    return x;
+}
+
+INLINE void store(void *to, int64_t at, Floats x, int dtype)
+{
+    if (dtype == BFLOAT16) {
+        Halves h = narrow(x);
+        memcpy((uint16_t *)to + at, &h, sizeof h);
+    } else {
+        memcpy((float *)to + at, &x, sizeof x);
+    }
+}
+
+/* The first `count` < LANES lanes, zeros behind them. */
+INLINE Floats load_some(const void *from, int64_t at, int count, int dtype)
+{
+#ifdef HAS_AVX512
+    __mmask16 mask = (__mmask16)((1u << count) - 1);
+    if (dtype == BFLOAT16) return widen((Halves)_mm256_maskz_loadu_epi16(mask, (const uint16_t *)from + at));
+    return (Floats)_mm512_maskz_loadu_ps(mask, (const float *)from + at);
+#else
+    if (dtype == BFLOAT16) {
+        Halves h = {0};
+        memcpy(&h, (const uint16_t *)from + at, (size_t)count * 2);
+        return widen(h);
+    }
+    Floats x = {0};
+    memcpy(&x, (const float *)from + at, (size_t)count * 4);
+    return x;
+#endif
+}
+
+INLINE void store_some(void *to, int64_t at, Floats x, int count, int dtype)
+{
+#ifdef HAS_AVX512
+    __mmask16 mask = (__mmask16)((1u << count) - 1);
+    if (dtype == BFLOAT16) _mm256_mask_storeu_epi16((uint16_t *)to + at, mask, (__m256i)narrow(x));
+    else _mm512_mask_storeu_ps((float *)to + at, mask, (__m512)x);
+#else
+    if (dtype == BFLOAT16) {
+        Halves h = narrow(x);
+        memcpy((uint16_t *)to + at, &h, (size_t)count * 2);
+    } else {
+        memcpy((float *)to + at, &x, (size_t)count * 4);
+    }
+#endif
+}
+
+/* A whole vector unless a row ends earlier. */
+INLINE Floats load_upto(const void *from, int64_t at, int count, int dtype)
+{
+    return count == LANES ? load(from, at, dtype) : load_some(from, at, count, dtype);
+}
+
+INLINE void store_upto(void *to, int64_t at, Floats x, int count, int dtype)
+{
+    if (count == LANES) store(to, at, x, dtype);
+    else store_some(to, at, x, count, dtype);
+}
+
+INLINE float sum_of(Floats x)
+{
+    float total[LANES];
+    memcpy(total, &x, sizeof total);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) total[i] += total[i + width];
+    return total[0];
+}
+
+INLINE float largest_of(Floats x)
+{
+    float largest[LANES];
+    memcpy(largest, &x, sizeof largest);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) largest[i] = largest[i] > largest[i + width] ? largest[i] : largest[i + width];
+    return largest[0];
+}
+
+/* 2^x within 2 ulp; 0 below 2^-126, infinity from 2^128 on, NaN for NaN.
+ * x = n + f with n whole and |f| <= 1/2; 2^f by the polynomial of degree 6 that is closest to it (relative error 2e-9). */
+INLINE Floats exp2_of(Floats x)
+{
+    const float c[] = {1.0f, 0x1.62e43p-1f, 0x1.ebfbdcp-3f, 0x1.c6aee8p-5f, 0x1.3b2d4cp-7f, 0x1.5f3e54p-10f, 0x1.41fbbcp-13f};
+#ifdef HAS_AVX512
+    __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-150.0f), (__m512)x);
+    clamped = _mm512_min_ps(_mm512_set1_ps(150.0f), clamped);
+    Floats n = (Floats)_mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Floats f = (Floats)clamped - n;
+#else
+    Floats clamped = larger(splat(-127.0f), x);
+    clamped = choose(clamped > 128.0f, splat(128.0f), clamped);
+    const float shift = 0x1.8p23f; /* adding it leaves the nearest whole number in the low bits */
+    Floats shifted = clamped + shift;
+    Floats n = shifted - shift;
+    Floats f = clamped - n;
+#endif
+    Floats power = splat(c[6]);
+    for (int i = 5; i >= 0; i--) power = power * f + c[i];
+#ifdef HAS_AVX512
+    return (Floats)_mm512_scalef_ps((__m512)power, (__m512)n);
+#else
+    Words exponent = ((Words)shifted - 0x4b400000u + 127) << 23;
+    return power * (Floats)exponent;
+#endif
+}
