@@ -1,4 +1,4 @@
-"""What requests change in their logits before a token is chosen: allowed ids, min_tokens, bias, penalties, in this order.
+"""What requests fix in advance about their logits: allowed ids, no end below min_tokens, bias, in this order.
 
 Gathered once for a batch into flat positions, so that a step is a few indexed writes whatever the number of requests.
 """
@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from shoal_engine.token_history import Penalties, TokenHistory
 
 Ids = NDArray[np.int64]
 _NO_IDS = np.zeros(0, dtype=np.int64)
@@ -38,14 +36,8 @@ class LogitEdits:
     ending: Tensor
     biased: Tensor
     bias: Tensor
-    penalties: Penalties | None = None
 
-    @classmethod
-    def none(cls, device: torch.device) -> LogitEdits:
-        ids = torch.zeros(0, dtype=torch.int64, device=device)
-        return cls(ids, ids, ids, ids, ids.float())
-
-    def apply(self, x: Tensor, history: TokenHistory) -> None:
+    def apply(self, x: Tensor) -> None:
         """Change x [R, V] float32, contiguous, in place. An excluded token becomes -Inf."""
         flat = x.view(-1)
         if self.allowed_rows.numel():
@@ -56,8 +48,6 @@ class LogitEdits:
             flat[self.ending] = -torch.inf
         if self.biased.numel():
             flat[self.biased] += self.bias
-        if self.penalties is not None:
-            history.penalise(x, self.penalties)
 
 
 def gather_edits(
@@ -66,7 +56,7 @@ def gather_edits(
     vocab_size: int,
     device: torch.device,
 ) -> LogitEdits | None:
-    """The edits of a batch but for penalties, which `replace` adds; None when no row has any."""
+    """The edits of a batch, one entry per row; None when no row has any."""
     allowed_rows: list[int] = []
     allowed, ending, biased, bias = [_NO_IDS], [_NO_IDS], [_NO_IDS], [np.zeros(0, dtype=np.float32)]
     for row, edit in enumerate(edits):

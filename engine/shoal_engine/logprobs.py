@@ -102,7 +102,7 @@ def _ranked(x: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def _top(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids and logits [n, m], falling; equals in order of token id, so that the first is what greedy takes."""
+    """Token ids and logits [n, m], falling. Equals stand in order of token id; which of them make the end is open."""
     candidates = largest(x, MAX_LOGPROBS)
     top, index = candidates.values.topk(min(MAX_LOGPROBS, x.shape[1]), dim=1)
     index, order = index.sort(dim=1)  # candidates stand in order of token id

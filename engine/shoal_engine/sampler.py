@@ -121,7 +121,7 @@ class Sampler:
 
     def _advance(self, batch: SamplingBatch, token_ids: Tensor) -> None:
         for part in batch.parts:
-            if part.edits is not None and part.edits.penalties is not None:
-                self._state.history.record(part.edits.penalties, token_ids[part.span])
+            if part.penalties is not None:
+                self._state.history.record(part.penalties, token_ids[part.span])
         self._state.values["position"][batch.rows] += 1
         batch.steps_left -= 1

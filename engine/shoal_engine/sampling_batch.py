@@ -6,7 +6,7 @@ Built when the composition changes and reused while it does not, so a steady dec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,18 @@ class Part:
 
     span: slice
     edits: LogitEdits | None
+    penalties: Penalties | None
     groups: tuple[Group, ...]
 
     def choose(self, logits: Tensor, uniform: Tensor | None, history: TokenHistory) -> tuple[Tensor, Tensor]:
         """logits [n, V] of the part, never written to; uniform [n, 1] float64 -> token ids [n], ok [n]."""
-        if self.edits is None:
+        if self.edits is None and self.penalties is None:
             return self._choose(logits, uniform)
         edited = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        self.edits.apply(edited, history)
+        if self.edits is not None:
+            self.edits.apply(edited)
+        if self.penalties is not None:
+            history.penalise(edited, self.penalties)
         token_ids, ok = self._choose(edited, uniform)
         return token_ids, ok & logits.amax(1).isfinite()  # an edit may have covered what was not
 
@@ -112,12 +116,9 @@ def _part(
     span: slice, values: Values, edits: Sequence[RowEdits | None], vocab_size: int, device: torch.device
 ) -> Part:
     under = values["position"] < values["min_tokens"]
-    changes = gather_edits(edits, under, vocab_size, device)
-    penalties = _penalties(values, device)
-    if penalties is not None:
-        changes = replace(changes or LogitEdits.none(device), penalties=penalties)
+    own = gather_edits(edits, under, vocab_size, device)
     groups = (_group(values, kind, vocab_size, device) for kind in (GREEDY, PLAIN, TRUNCATED))
-    return Part(span, changes, tuple(group for group in groups if group is not None))
+    return Part(span, own, _penalties(values, device), tuple(group for group in groups if group is not None))
 
 
 def _group(values: Values, kind: int, vocab_size: int, device: torch.device) -> Group | None:

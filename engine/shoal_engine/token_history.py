@@ -30,8 +30,8 @@ class Penalties:
 class TokenHistory:
     """tokens [slots, width] int64 distinct tokens of prompt and output; counts [slots, width] float32 in the output.
 
-    The unused end of a row repeats its first token and count: written back twice, the same value does no harm,
-    so no step needs a mask or the lengths.
+    The unused end of a row repeats its first token, so that a step can treat rows of different lengths alike: writing the
+    same value twice does no harm.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
@@ -39,9 +39,8 @@ class TokenHistory:
         self._tokens = torch.zeros((1, _WIDTH_STEP), dtype=torch.int64, device=device)
         self._counts = torch.zeros((1, _WIDTH_STEP), dtype=torch.float32, device=device)
         self._used = torch.zeros(1, dtype=torch.int64, device=device)
-        self._bound = np.zeros(
-            1, dtype=np.int64
-        )  # the host's upper bound of _used: reading _used would wait for the device
+        # The host's upper bound of _used, because reading _used would wait for the device.
+        self._bound = np.zeros(1, dtype=np.int64)
         self._free = [0]
 
     def add(self, prompt: NDArray[np.int64], output: NDArray[np.int64]) -> int:
@@ -89,8 +88,11 @@ class TokenHistory:
         self._used[slot] = end + new
 
     def _seen(self, penalties: Penalties) -> tuple[Tensor, Tensor]:
-        width = int(self._bound[penalties.host_slot].max()) + 1
-        return self._tokens[penalties.slot, :width], self._counts[penalties.slot, :width]
+        """Tokens and counts [n, w] of the penalised rows, the unused end filled with the first token and its count."""
+        slot, width = penalties.slot, int(self._bound[penalties.host_slot].max()) + 1
+        counts = self._counts[slot, :width]
+        used = torch.arange(width, device=slot.device) < self._used[slot].unsqueeze(1)
+        return self._tokens[slot, :width], torch.where(used, counts, counts[:, :1])
 
     def _grow_slots(self) -> None:
         slots = len(self._bound)
