@@ -23,7 +23,7 @@ def settle_nulls(
         info = fields.get(key)
         here = (*place, key)
         if inner is None:
-            if info and (info.is_required() or info.default is None):
+            if info and not info.is_required() and info.default is None:
                 problems.append(Problem(here, MESSAGE))
             elif not info:
                 settled[key] = inner

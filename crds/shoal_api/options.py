@@ -12,53 +12,32 @@ that nobody says it twice. These are declarations only: flags.py reads a command
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from shoal_api.option_types import (
+    BlockTokens,
+    Bytes,
+    Count,
+    CountOrNone,
+    Endpoints,
+    GroupSize,
+    Keys,
+    LoraPaths,
+    Name,
+    Percent,
+    Place,
+    Port,
+    Queued,
+    Seconds,
+    SecondsOrNone,
+    Seed,
+    Share,
+    Template,
+    Weight,
+)
 from shoal_api.schema import Rule, Strict
-
-
-def _power_of_two(value: int) -> int:
-    if value & (value - 1):
-        raise ValueError(f"must be a power of two, {value} is not")
-    return value
-
-
-def _lora_path(value: str) -> str:
-    name, _, path = value.partition("=")
-    if not name or not path:
-        raise ValueError(f'must be NAME=PATH, "{value}" is not')
-    return value
-
-
-def _endpoint(value: str) -> str:
-    if not re.fullmatch(r"http://[^/\s]+/?", value):
-        raise ValueError(f'must be a base URL such as http://10.0.0.7:8000, "{value}" is not')
-    return value.rstrip("/")
-
-
-Count = Annotated[int, Field(ge=1, le=2**24)]
-CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
-Share = Annotated[float, Field(ge=0.01, le=1.0)]
-Percent = Annotated[int, Field(ge=0, le=100)]
-Bytes = Annotated[int, Field(ge=1024, le=2**50)]
-Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
-SecondsOrNone = Annotated[float, Field(ge=0, le=86_400)]
-Weight = Annotated[float, Field(ge=0, le=10_000)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-GroupSize = Annotated[int, Field(ge=1, le=64)]
-BlockTokens = Annotated[int, Field(ge=1, le=256), AfterValidator(_power_of_two)]
-Name = Annotated[str, Field(title="NAME", min_length=1, max_length=253)]
-Place = Annotated[str, Field(title="PATH", min_length=1, max_length=1024)]
-Template = Annotated[str, Field(title="PATH", min_length=1, max_length=65_536)]
-LoraPath = Annotated[str, Field(title="NAME=PATH", max_length=1024), AfterValidator(_lora_path)]
-LoraPaths = Annotated[tuple[LoraPath, ...], Field(max_length=64, strict=False)]
-Endpoint = Annotated[str, Field(title="URL", max_length=1024), AfterValidator(_endpoint)]
-Endpoints = Annotated[tuple[Endpoint, ...], Field(max_length=1024, strict=False)]
-Key = Annotated[str, Field(title="KEY", min_length=1, max_length=1024)]
-Keys = Annotated[tuple[Key, ...], Field(max_length=64, strict=False)]
 
 
 class EngineOptions(Strict):
@@ -139,7 +118,7 @@ class EngineOptions(Strict):
         default="auto",
         description="auto reads the weights from the checkpoint, dummy makes up random ones for load tests.",
     )
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
+    seed: Seed = Field(
         default=0, description="Seed of sampling for requests that bring none, and of dummy weights."
     )
     chat_template: Template | None = Field(
@@ -232,7 +211,7 @@ class ColdStart(Strict):
     hold_s: SecondsOrNone = Field(
         default=600.0, description="Seconds that a request waits for the first replica before it gets 503."
     )
-    max_queued: Annotated[int, Field(ge=0, le=100_000)] = Field(
+    max_queued: Queued = Field(
         default=256, description="Requests that may wait for the first replica; further ones get 503."
     )
 
@@ -243,7 +222,7 @@ class Overload(Strict):
     queue_s: SecondsOrNone = Field(
         default=5.0, description="Seconds that a request waits for a replica with room before it gets 429."
     )
-    max_queued: Annotated[int, Field(ge=0, le=100_000)] = Field(
+    max_queued: Queued = Field(
         default=1024, description="Requests that may wait for a replica with room; further ones get 429."
     )
 

@@ -1,4 +1,4 @@
-"""Evaluates the models' CEL rules on a manifest, as the API server would. Knows no rule by name.
+"""Judges across fields as the API server would: CEL rules, and keys of lists. Knows no rule by name.
 
 Rules see a block as the API server sees it: camelCase, defaults filled in, unset fields absent.
 """
@@ -10,7 +10,9 @@ from functools import cache
 from typing import Any
 
 from cel_expr_python import cel
+from pydantic.fields import FieldInfo
 
+from shoal_api.fields import entries_of
 from shoal_api.problems import Problem
 from shoal_api.schema import Rule, Strict, yaml_name
 
@@ -34,14 +36,28 @@ def _walk(value: Strict, old: Strict | None, path: tuple[str | int, ...]) -> Ite
             applies = old is not None or not rule.is_transition
             if applies and not _holds(rule, seen):
                 yield Problem((*path, *rule.field.split(".")), rule.message)
-    for name in type(value).model_fields:
+    for name, info in type(value).model_fields.items():
         inner, before, here = getattr(value, name), getattr(old, name, None), (*path, yaml_name(name))
         if isinstance(inner, Strict):
             yield from _walk(inner, before if isinstance(before, Strict) else None, here)
-        elif isinstance(inner, tuple):
-            for index, item in enumerate(inner):
-                if isinstance(item, Strict):  # entries have no counterpart before the change
-                    yield from _walk(item, None, (*here, index))
+        elif entries_of(info):
+            yield from _repeated(inner, info, here)
+            for index, item in enumerate(inner):  # entries have no counterpart before the change
+                yield from _walk(item, None, (*here, index))
+
+
+def _repeated(entries: tuple[Strict, ...], info: FieldInfo, path: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Entries of a list with keys that have the keys of an earlier entry."""
+    extra = info.json_schema_extra
+    keys = extra.get("x-kubernetes-list-map-keys") if isinstance(extra, dict) else None
+    if not isinstance(keys, list):
+        return
+    seen: set[tuple[Any, ...]] = set()
+    for index, entry in enumerate(entries):
+        values = tuple(getattr(entry, str(key)) for key in keys)
+        if values in seen:
+            yield Problem((*path, index), f"{keys[0]} {values[0]} stands twice in the list")
+        seen.add(values)
 
 
 def _as_seen(value: Strict) -> dict[str, Any]:
