@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -69,11 +70,14 @@ def run(manifest: Path, models_dir: Path, up: Sequence[str], ready_timeout_s: fl
             f"there is no {manifest}: run the demo in a clone of the repository, or name one with -f"
         )
     print(f"demo: model {place_model(models_dir)}")
-    with serving([*up, "-f", str(manifest), "--models-dir", str(models_dir)], ready_timeout_s) as url:
-        with httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S, trust_env=False) as client:
+    arguments = ["-f", str(manifest), "--models-dir", str(models_dir), "--port", str(free_ports(1)[0])]
+    print(f"demo: $ shoal up {shlex.join(arguments)}", flush=True)
+    with serving([*up, *arguments], ready_timeout_s) as facts:
+        names = {replica["url"]: replica["name"] for replica in facts["replicas"]}
+        with httpx.Client(base_url=facts["url"], timeout=ANSWER_TIMEOUT_S, trust_env=False) as client:
             model = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
-            print(f"demo: asking {model}, {len(QUESTIONS)} questions under one system prompt", flush=True)
-            first, second = (show(question, ask(client, model, question)) for question in QUESTIONS)
+            print(f"demo: asking {model} two questions under one system prompt", flush=True)
+            first, second = (show(question, ask(client, model, question), names) for question in QUESTIONS)
         return find_fault(first, second)
 
 
@@ -98,13 +102,11 @@ def place_model(models_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], ready_timeout_s: float) -> Iterator[str]:
-    """`shoal up` by `command` on a free port: yields its URL once it is ready and drains it in the end."""
+def serving(command: Sequence[str], ready_timeout_s: float) -> Iterator[dict[str, Any]]:
+    """`shoal up` by `command`: yields the content of its ready file, and drains it in the end."""
     with tempfile.TemporaryDirectory(prefix="shoal-demo-") as folder, Lifeline() as lifeline:
         ready_file = Path(folder, "ready.json")
-        port = free_ports(1)[0]
-        whole = [*command, "--port", str(port), "--ready-file", str(ready_file)]
-        print(f"demo: $ {shlex.join(['shoal', 'up', *whole[len(command) - 4 :]])}", flush=True)
+        whole = [*command, "--ready-file", str(ready_file)]
         # Its own session: a Ctrl-C here must reach it once, from us.
         process = subprocess.Popen(whole, stdin=subprocess.DEVNULL, start_new_session=True)
         lifeline.watch(process.pid)
@@ -112,11 +114,12 @@ def serving(command: Sequence[str], ready_timeout_s: float) -> Iterator[str]:
             yield _wait_ready(process, ready_file, ready_timeout_s)
         finally:
             _stop(process)
+            lifeline.forget(process.pid)
         if process.returncode != 0:
             raise CannotRun(f"shoal up did not stop cleanly: exit code {process.returncode}")
 
 
-def _wait_ready(process: subprocess.Popen[bytes], ready_file: Path, timeout_s: float) -> str:
+def _wait_ready(process: subprocess.Popen[bytes], ready_file: Path, timeout_s: float) -> dict[str, Any]:
     deadline_s = time.monotonic() + timeout_s
     while not ready_file.exists():
         if process.poll() is not None:
@@ -124,7 +127,8 @@ def _wait_ready(process: subprocess.Popen[bytes], ready_file: Path, timeout_s: f
         if time.monotonic() > deadline_s:
             raise CannotRun(f"shoal up was not ready within {timeout_s:.0f} s")
         time.sleep(0.1)
-    return str(json.loads(ready_file.read_text())["url"])
+    facts: dict[str, Any] = json.loads(ready_file.read_text())
+    return facts
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -20,7 +21,7 @@ next working day, cost four euros, and are free above sixty euros; anchors and a
 kilograms must be collected in the shop. Repairs: torn sails are mended in about ten days, and in the \
 racing season in three weeks; an estimate costs nothing. Warranty: life jackets carry five years, \
 everything else two. Lessons: knots are taught for free on the first Saturday of each month at ten."""
-QUESTIONS = ("On which days is the shop closed?", "How long does it take to mend a torn sail?")
+QUESTIONS = ("On which days is the shop closed?", "Can I return rope that has been cut?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,12 @@ def ask(client: httpx.Client, model: str, question: str) -> Answer:
     )
 
 
-def show(question: str, answer: Answer) -> Answer:
+def show(question: str, answer: Answer, names: Mapping[str, str]) -> Answer:
+    """Prints both, and how the answer was served; `names` is replica address to name."""
     print(f"\n  Q  {question}\n  A  {answer.text.strip()}")
     cached = f"{answer.cached_tokens} of {answer.prompt_tokens} prompt tokens from cache"
-    print(f"     replica {answer.replica}, {cached}, {answer.seconds:.2f} s", flush=True)
+    print(
+        f"     replica {names.get(answer.replica, answer.replica)}, {cached}, {answer.seconds:.2f} s",
+        flush=True,
+    )
     return answer

@@ -9,6 +9,7 @@ import httpx
 
 READY_TIMEOUT_S = 2.0
 HEALTH_TIMEOUT_S = 5.0
+BEFORE_LOADING = "starting"  # what an engine calls the phase in which it imports its libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Up, but not ready. `done` of `total`: bytes in phase "weights", else steps; total 0: unknown."""
+    """Up, but not ready. `phase` is empty before the first; `done` of `total` as in ReplicaState."""
 
     phase: str = ""
     done: int = 0
@@ -54,7 +55,8 @@ class Probe:
         if reply.status_code != 503:
             return Silent(f"/ready answers {reply.status_code}")
         body = _fields(reply)
-        return Loading(str(body.get("phase") or ""), _count(body.get("done")), _count(body.get("total")))
+        phase = str(body.get("phase") or "").removeprefix(BEFORE_LOADING)
+        return Loading(phase, _count(body.get("done")), _count(body.get("total")))
 
     async def alive(self) -> bool:
         """Whether /health answers 200 in time; it tells of the step heartbeat, not of the load."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal_operator.causes import Cause
+from shoal_operator.log_lines import readable
 from shoal_operator.replica_state import ReplicaState, State
 
 QUIET_S = 10.0  # a plain line at least this often while a count moves
@@ -68,7 +69,8 @@ class Terminal:
             self._print(state.name, Text(describe(state, now_s)))
 
     def line(self, name: str, text: str) -> None:
-        self._print(name, Text(printable(text)))
+        for shown in readable(text):
+            self._print(name, Text(printable(shown)))
 
     def died(self, name: str, cause: Cause, delay_s: float) -> None:
         self.failure(name, cause, f"starting it again in {delay_s:.0f} s")
@@ -77,7 +79,8 @@ class Terminal:
         """Why `name` died, its last words, and what happens next."""
         self._print(name, Text(f"{cause.text}; {then}", style="bold red"))
         for text in cause.last_lines:
-            self._print(name, Text(f"  | {printable(text)}", style="red"))
+            for shown in readable(text):
+                self._print(name, Text(f"  | {printable(shown)}", style="red"))
 
     def say(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style), soft_wrap=True)

@@ -158,7 +158,7 @@ class Supervisor:
                 return True
             if isinstance(answer, Loading) and answer != progress:
                 progress, progress_at_s = answer, self._clock()
-                self._enter(State.LOADING, answer)
+                self._enter(State.LOADING if answer.phase else State.STARTING, answer)
             elif self._clock() - progress_at_s > self._patience.stall_s:
                 return False
             await asyncio.sleep(self._patience.ready_period_s)
