@@ -53,11 +53,16 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Special tokens spelt out in `text` become those tokens. Raises InvalidRequest for text that is no Unicode."""
         try:
-            ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
+            # Unlike encode(), this gives up the interpreter lock: a long prompt must not stop the server's loop.
+            encodings = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, TypeError) as error:
+            place = _half_character(text)
+            if place is None:
+                raise
             raise InvalidRequest(
-                f"the text has half a surrogate pair at character {error.start}; send complete Unicode characters"
+                f"the text has half a surrogate pair at character {place}; send complete Unicode characters"
             ) from error
+        ids: list[int] = encodings[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -81,6 +86,15 @@ class Tokenizer:
         """The id of a token by its spelling in the vocabulary."""
         token_id: int | None = self._inner.token_to_id(token)
         return token_id
+
+
+def _half_character(text: str) -> int | None:
+    """Where a surrogate stands alone in `text`, which then is no Unicode text; None if nowhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def load_tokenizer(path: Path | str, config: ModelConfig) -> Tokenizer:
