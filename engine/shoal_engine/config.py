@@ -79,9 +79,9 @@ class ModelConfig:
     torch_dtype: str = "bfloat16"  # the weights' type as published
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ModelLoadError(f"the model's {name} is {getattr(self, name)}; it must be at least 1")
+        for name, most in _LARGEST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ModelLoadError(f"the model's {name} is {getattr(self, name)}, not within 1 and {most}")
         if self.num_heads % self.num_kv_heads:
             raise ModelLoadError(
                 f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key/value heads evenly"
@@ -105,16 +105,17 @@ class ModelConfig:
         return self.sliding_window
 
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-)
+# Far beyond every model, and small enough that tables made from a broken file's sizes do not fill the machine.
+_LARGEST = {
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 18,
+    "num_layers": 1 << 10,
+    "num_heads": 1 << 12,
+    "num_kv_heads": 1 << 12,
+    "head_dim": 1 << 10,
+    "intermediate_size": 1 << 20,
+    "max_position_embeddings": 1 << 24,
+}
 
 
 def read_config(path: Path | str) -> ModelConfig:
