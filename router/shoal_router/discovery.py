@@ -20,24 +20,14 @@ class Address:
     name: str
     host: str
     port: int
-    tls: bool = False
 
     @classmethod
     def from_url(cls, url: str, name: str | None = None) -> Address:
-        """`http://host:port`; the name defaults to the URL.
-
-        Raises ValueError that says what is wrong with it.
-        """
+        """`http://host:port`; the name defaults to the URL. Raises ValueError that says what is wrong."""
         parts = urlsplit(url)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or parts.path.strip("/")
-            or parts.query
-        ):
+        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ValueError(f"endpoint {url!r} is not of the form http://HOST:PORT")
-        tls = parts.scheme == "https"
-        return cls(name or url.rstrip("/"), parts.hostname, parts.port or (443 if tls else 80), tls)
+        return cls(name or url.rstrip("/"), parts.hostname, parts.port or 80)
 
     @property
     def authority(self) -> str:

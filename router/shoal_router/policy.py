@@ -5,8 +5,8 @@ The cost of a replica, in prompt tokens (routers.md section 7):
     cost = recompute * uncached + queued + in_flight_tokens * in_flight
 
 `uncached` is what this request would have to compute there, `queued` what others still have to before it. A
-replica whose load is beyond the bound gets no credit for its cache, so a hot prefix spreads before it piles
-up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous hashing: any
+replica with far more requests than the mean gets no credit for its cache, so that a hot prefix spreads before
+it piles up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous hashing: any
 number of routers agree on it.
 """
 
@@ -26,11 +26,13 @@ class Weights:
 
     recompute: float = 2.0
     in_flight_tokens: float = 64.0
-    mean_load: float = 1.25  # bound on a replica's load as a multiple of the mean load
-    spare_requests: float = (
-        8.0  # load in requests below which the bound never applies: few requests are always uneven
+    mean_load: float = (
+        1.25  # requests in flight above which a cache gives no credit, as a multiple of the mean
     )
-    near_requests: float = 1.0  # replicas this close to the cheapest, in requests, count as equally cheap
+    spare_requests: float = (
+        16.0  # requests in flight up to which it always does: few requests are always uneven
+    )
+    near_requests: float = 2.0  # replicas this close to the cheapest, in requests, count as equally cheap
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -56,10 +58,11 @@ def choose(
     """
     s, w = weights.in_flight_tokens, weights.recompute
     loads = [c.queued + s * c.in_flight for c in candidates]
-    bound = max(weights.mean_load * sum(loads) / len(loads), weights.spare_requests * s)
+    in_flight = sum([c.in_flight for c in candidates])
+    bound = max(weights.mean_load * in_flight / len(candidates), weights.spare_requests)
     costs = []
     for load, c in zip(loads, candidates, strict=True):
-        credit = c.cached if load <= bound else 0.0
+        credit = c.cached if c.in_flight <= bound else 0.0
         costs.append(load + w * (prompt - credit))
     least = min(costs)
     if home is None:

@@ -60,7 +60,7 @@ def read_fields(body: bytes) -> Fields:
     except msgspec.ValidationError as error:
         param = "model" if "$.model" in str(error) else None
         raise BadRequest(f"the body does not fit: {error}", param=param, code="invalid_value") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 

@@ -8,7 +8,6 @@ chunks) is an error and taints its connection.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -208,7 +207,6 @@ class Pool:
     def __init__(self, address: Address, connect_timeout_s: float) -> None:
         self.address = address
         self._connect_timeout_s = connect_timeout_s
-        self._tls = ssl.create_default_context() if address.tls else None
         self._idle: list[UpstreamConnection] = []
         self._closed = False
 
@@ -234,7 +232,7 @@ class Pool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await asyncio.get_running_loop().create_connection(
-                    lambda: connection, address.host, address.port, ssl=self._tls
+                    lambda: connection, address.host, address.port
                 )
         except BaseException:
             connection.close()  # it may have been made in the instant in which it was no longer wanted

@@ -310,12 +310,9 @@ def h11_reading(data: bytes) -> list[Meaning]:
     """The complete messages that h11 finds before it objects."""
     messages: list[Meaning] = []
     while True:
-        while data.startswith(b"\r\n"):
-            data = data[
-                2:
-            ]  # RFC 9112 2.2: blank lines before a request are ignored; h11 leaves that to its user
         connection = h11.Connection(h11.SERVER)
-        connection.receive_data(data)
+        # RFC 9112 2.2: blank lines before a request are ignored; h11 leaves that to its user.
+        connection.receive_data(data.lstrip(b"\r\n"))
         try:
             message = h11_message(connection)
         except h11.ProtocolError:

@@ -42,7 +42,7 @@ CASES = {
     ),
     "below the spare load the bound does not apply": (
         20_000,
-        [candidate(), candidate(cached=20_000, in_flight=7)],
+        [candidate(), candidate(cached=20_000, in_flight=16)],
         1,
     ),
     "nothing cached, one idle": (1000, [candidate(in_flight=9), candidate(in_flight=3)], 1),
@@ -76,11 +76,11 @@ def test_choice_is_one_of_the_candidates_and_close_to_the_cheapest(
 ) -> None:
     chosen = choose(prompt, candidates, WEIGHTS, home, random.Random(seed).randrange)
     s = WEIGHTS.in_flight_tokens
-    mean = sum(c.queued + s * c.in_flight for c in candidates) / len(candidates)
+    mean = sum(c.in_flight for c in candidates) / len(candidates)
 
     def cost(c: Candidate) -> float:
         load = c.queued + s * c.in_flight
-        within = load <= max(WEIGHTS.mean_load * mean, WEIGHTS.spare_requests * s)
+        within = c.in_flight <= max(WEIGHTS.mean_load * mean, WEIGHTS.spare_requests)
         return load + WEIGHTS.recompute * (prompt - (c.cached if within else 0))
 
     slack = 0.0 if home is None else WEIGHTS.near_requests * s

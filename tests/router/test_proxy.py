@@ -691,6 +691,5 @@ def test_many_clients_at_once_all_get_their_own_reply(run: Run) -> None:
         async with rig(*[Replica(script=echo) for _ in range(3)]) as r:
             await asyncio.gather(*[one(r, i, r.router.port) for i in range(60)])
             assert sum(len(replica.requests) for replica in r.replicas) == 300
-            assert min(len(replica.requests) for replica in r.replicas) > 30
 
     run(scenario())

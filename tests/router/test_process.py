@@ -1,0 +1,153 @@
+"""`shoal router` as a process: options, signals, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal_api.exit_codes import ExitCode
+from shoal_api.options import RouterOptions
+from shoal_router.settings import RouterSettings
+from tests.router.scripted import LAST_CHUNK, STREAM_HEAD, Client, Received, Replica, chat, chunk, get, post
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "shoal_router", *flags]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": f"{ROOT / 'router'}:{ROOT / 'crds'}", "PATH": "/usr/bin:/bin"}
+
+
+async def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            assert process.poll() is None, "it ended before it was ready"
+            try:
+                client = await Client.connect(port)
+                answer = await client.ask(get("/ready"))
+                client.close()
+                if answer.status == 200:
+                    return
+            except (OSError, asyncio.IncompleteReadError):
+                pass
+            await asyncio.sleep(0.02)
+
+
+def test_sigterm_finishes_what_runs_and_exits_with_zero(environment: dict[str, str]) -> None:
+    async def scenario() -> None:
+        release = asyncio.Event()
+
+        async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
+            writer.write(STREAM_HEAD)
+            await release.wait()
+            writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+
+        replica, port = Replica(script=slow), free_port()
+        await replica.start()
+        flags = ("--endpoint", replica.url, "--port", str(port), "--health-interval-s", "0.05")
+        process = subprocess.Popen(command(*flags), env=environment, stderr=subprocess.PIPE)
+        try:
+            await wait_until_ready(port, process)
+            client = await Client.connect(port)
+            client.writer.write(post(body=chat("hi", stream=True)))
+            await client.head()
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            assert process.poll() is None
+            release.set()
+            assert await client.rest() == chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+            client.close()
+            assert await asyncio.to_thread(process.wait, 10) == 0
+        finally:
+            process.kill()
+            process.communicate()
+            await replica.kill()
+
+    asyncio.run(scenario())
+
+
+def test_second_signal_ends_the_drain(environment: dict[str, str]) -> None:
+    async def scenario() -> None:
+        async def forever(request: Received, writer: asyncio.StreamWriter) -> None:
+            await asyncio.Event().wait()
+
+        replica, port = Replica(script=forever), free_port()
+        await replica.start()
+        flags = ("--endpoint", replica.url, "--port", str(port), "--health-interval-s", "0.05")
+        process = subprocess.Popen(command(*flags), env=environment, stderr=subprocess.PIPE)
+        try:
+            await wait_until_ready(port, process)
+            client = await Client.connect(port)
+            client.writer.write(post())
+            while not replica.requests:
+                await asyncio.sleep(0.01)
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                await asyncio.sleep(0.2)
+            assert await asyncio.to_thread(process.wait, 10) == 0
+            client.close()
+        finally:
+            process.kill()
+            process.communicate()
+            await replica.kill()
+
+    asyncio.run(scenario())
+
+
+def test_taken_port_is_told_with_its_exit_code(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = ("--endpoint", "http://127.0.0.1:1", "--port", str(port))
+        done = subprocess.run(command(*flags), env=environment, capture_output=True, timeout=20, check=False)
+    assert done.returncode == ExitCode.ADDRESS
+    assert b"choose another --port" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--endpoint", "ftp://x"), ("--endpoint", "http://x:99999")])
+def test_unusable_endpoints_are_refused_with_a_usage_error(
+    flags: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    done = subprocess.run(command(*flags), env=environment, capture_output=True, timeout=20, check=False)
+    assert done.returncode == ExitCode.USAGE
+    assert b"endpoint" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_settings_follow_the_options() -> None:
+    options = RouterOptions.model_validate(
+        {
+            "endpoint": ("http://a:1", "http://b:2"),
+            "api_key": ("k",),
+            "max_body_bytes": 4096,
+            "retry_budget_percent": 50,
+            "strategy": "LeastLoad",
+            "prefix_hash": {"prefix_chars": 1024, "mean_load_percent": 150, "recompute_weight": 3.0},
+        }
+    )
+    settings = RouterSettings.from_options(options)
+    assert [(a.name, a.host, a.port) for a in settings.addresses] == [
+        ("http://a:1", "a", 1),
+        ("http://b:2", "b", 2),
+    ]
+    assert settings.connection.http.body_bytes == 4096
+    assert settings.proxy.retries.budget == 0.5
+    assert not settings.routing.prefer_cached
+    assert settings.routing.home_block == 3
+    assert (settings.routing.weights.mean_load, settings.routing.weights.recompute) == (1.5, 3.0)
+    assert settings.health.api_key == "k"
