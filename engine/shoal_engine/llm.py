@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from rich.progress import Progress
 
 from shoal_api.options import ModelOptions
-from shoal_engine.chat_template import ChatTemplate
-from shoal_engine.detokenizer import Detokenizer, StopStrings
 from shoal_engine.engine import Engine
-from shoal_engine.errors import EngineError
 from shoal_engine.messages import Output, Submit, TokenLogprobs
 from shoal_engine.sampling_params import SamplingParams
-from shoal_engine.tokenizer import Tokenizer, load_tokenizer
+from shoal_engine.server.choice_text import ChoiceText, Delta
+from shoal_engine.server.model_text import ModelText, load_model_text
+from shoal_engine.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Sequence[int]]
 
@@ -31,6 +31,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    error: str | None = None  # with finish_reason "error": why; the other completions are not affected
 
 
 @dataclass(slots=True)
@@ -49,16 +50,18 @@ class LLM:
     """`LLM("folder or file.gguf").generate(prompts, SamplingParams(...))`. Options are those of `shoal serve`."""
 
     def __init__(self, model: str, **options: Any) -> None:
-        self.engine = Engine.load(ModelOptions(model=model, **options))
-        self._tokenizer: Tokenizer | None = None
+        self._options = ModelOptions(model=model, **options)
+        self.engine = Engine.load(self._options)
         self._ids = itertools.count()
+
+    @cached_property
+    def text(self) -> ModelText:
+        """Tokenizer and chat template, loaded on first use: token ids in and out need neither."""
+        return load_model_text(self._options)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Loaded on first use: prompts given as token ids with `skip_special_tokens` off need none."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.engine.model_path, self.engine.config)
-        return self._tokenizer
+        return self.text.tokenizer
 
     def generate(
         self,
@@ -90,13 +93,9 @@ class LLM:
         """Answer one conversation, or several: a conversation is a list of {"role", "content"}."""
         several = not (messages and isinstance(messages[0], Mapping))
         conversations: Sequence[Any] = messages if several else [messages]
-        template = ChatTemplate(self.tokenizer.chat_template, self.tokenizer)
-        ids = [
-            self.tokenizer.encode(template.render(turns), add_special_tokens=False) for turns in conversations
-        ]
-        return self.generate(
-            [{"prompt_token_ids": prompt} for prompt in ids], sampling_params, progress=progress
-        )
+        ids = [self.tokenizer.encode(self.text.template.render(turns), False) for turns in conversations]
+        prompts: list[Prompt] = [{"prompt_token_ids": prompt} for prompt in ids]
+        return self.generate(prompts, sampling_params, progress=progress)
 
     def _job(self, prompt: Prompt, params: SamplingParams) -> _Job:
         text = prompt if isinstance(prompt, str) else None
@@ -105,7 +104,8 @@ class LLM:
         children = [Submit(f"{request_id}-{i}", ids, param) for i, param in enumerate(params.fan_out())]
         outputs = [CompletionOutput(index) for index in range(params.n)]
         result = RequestOutput(request_id, text, ids, outputs)
-        return _Job(result, children, [_Text(self, ids, params) for _ in children])
+        texts = [ChoiceText(self.tokenizer, ids, params) for _ in children] if params.detokenize else None
+        return _Job(result, children, texts)
 
     def _run(self, jobs: list[_Job], progress: bool) -> None:
         targets = {child.id: (job, index) for job in jobs for index, child in enumerate(job.children)}
@@ -126,54 +126,39 @@ class LLM:
 
     def _take(self, job: _Job, index: int, output: Output) -> bool:
         """Apply one output; True when that completion has ended."""
-        if output.finish_reason == "error":
-            raise EngineError(output.error_message or "generation failed", code=output.error_code)
         completion = job.result.outputs[index]
         if completion.finish_reason is not None:
-            return False  # a stop string ended it; the abort is under way
-        completion.token_ids += output.token_ids
-        if output.logprobs is not None:
-            completion.logprobs = (completion.logprobs or []) + output.logprobs
+            return False  # a stop string ended it; this came before the abort
         if output.num_cached_tokens is not None and index == 0:
             job.result.num_cached_tokens = output.num_cached_tokens
         if output.prompt_logprobs is not None:
             job.result.prompt_logprobs = output.prompt_logprobs
-        stop = job.texts[index].push(output)
-        completion.text = job.texts[index].text
-        if stop is not None:
-            completion.finish_reason, completion.stop_reason = "stop", stop
+        delta = job.texts[index].advance(output) if job.texts is not None else _untold(output)
+        completion.text += delta.text
+        completion.token_ids += delta.token_ids
+        if output.logprobs is not None:
+            completion.logprobs = (completion.logprobs or []) + delta.logprobs
+        completion.finish_reason, completion.stop_reason = delta.finish_reason, delta.stop_reason
+        completion.error = output.error_message
+        if delta.finish_reason is not None and output.finish_reason is None:
             self.engine.abort([output.id])
-        elif output.finish_reason is not None:
-            completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
-        return completion.finish_reason is not None
+        return delta.finish_reason is not None
 
 
 @dataclass(slots=True)
 class _Job:
+    """A prompt on its way. `texts` is None when the completions are wanted as tokens only."""
+
     result: RequestOutput
     children: list[Submit]
-    texts: list[_Text]
+    texts: list[ChoiceText] | None
 
 
-class _Text:
-    """Text of one completion so far, with stop strings taken out."""
-
-    def __init__(self, llm: LLM, prompt_ids: list[int], params: SamplingParams) -> None:
-        self.text = ""
-        self._detokenizer = (
-            Detokenizer(llm.tokenizer, prompt_ids, params.skip_special_tokens) if params.detokenize else None
-        )
-        self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
-
-    def push(self, output: Output) -> str | None:
-        """Add what the tokens say; returns the stop string that was reached, if any."""
-        if self._detokenizer is None:
-            return None
-        text = self._detokenizer.push(output.token_ids)
-        if output.finish_reason is not None:
-            text += self._detokenizer.flush()
-        emitted, hit = self._stops.push(text)
-        self.text += emitted
-        if hit is None and output.finish_reason is not None:
-            self.text += self._stops.flush()
-        return hit
+def _untold(output: Output) -> Delta:
+    """An output as it is, without its text."""
+    return Delta(
+        token_ids=output.token_ids,
+        logprobs=output.logprobs or [],
+        finish_reason=output.finish_reason,
+        stop_reason=output.stop_reason,
+    )
