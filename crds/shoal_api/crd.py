@@ -101,9 +101,16 @@ def _resource_schema() -> dict[str, Any]:
     }
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what stands twice twice, where YAML would refer back."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def generated_files(root: Path) -> dict[Path, str]:
     """Path in the checkout at `root` -> what it has to hold."""
-    body = yaml.safe_dump(crd(), sort_keys=False, width=110, allow_unicode=True)
+    body = yaml.dump(crd(), Dumper=_PlainDumper, sort_keys=False, width=110, allow_unicode=True)
     files = {
         root / "crds" / CRD_FILE: f"# {GENERATED}\n{body}",
         root / "docs" / "reference.md": f"<!-- {GENERATED} -->\n\n{reference_page()}",

@@ -265,7 +265,7 @@ class RouterOptions(RoutingOptions):
     )
     connect_timeout_s: Seconds = Field(default=1.0, description="Seconds to open a connection to a replica.")
     first_byte_timeout_s: Seconds = Field(
-        default=300.0, description="Seconds from a request to its reply's first byte."
+        default=300.0, description="Seconds from a request to the first byte of a streamed reply."
     )
     idle_timeout_s: Seconds = Field(
         default=60.0, description="Longest pause in seconds between two pieces of a reply."
@@ -279,10 +279,10 @@ class RouterOptions(RoutingOptions):
         description="Most retries per hundred recent requests, so that a failing fleet is not flooded.",
     )
     max_body_bytes: Bytes = Field(
-        default=32 * 2**20, description="Largest request body; a larger one gets 413."
+        default=8 * 2**20, description="Largest request body; a larger one gets 413."
     )
     max_header_bytes: Bytes = Field(
-        default=64 * 2**10, description="Largest request head; a larger one gets 431."
+        default=16 * 2**10, description="Largest request head; a larger one gets 431."
     )
     drain_timeout_s: SecondsOrNone = Field(
         default=300.0, description="Seconds that running requests get to end after SIGTERM."

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from shoal_api.lifecycle import Autoscaling, DisruptionBudget, Drain, Replicas, Rollout
 from shoal_api.names import MAX_NAME_CHARS, NAME_PATTERN
-from shoal_api.nulls import settle_nulls
+from shoal_api.nulls import without_nulls
 from shoal_api.options import RoutingOptions
 from shoal_api.pod_template import PodTemplate
 from shoal_api.problems import Problem, problems_of
@@ -156,12 +156,11 @@ class LLMDeployment(Strict):
     @classmethod
     def parse(cls, manifest: Mapping[str, Any]) -> Self:
         """A manifest, or an object from the API server. Raises InvalidManifest with every problem."""
-        settled, problems = settle_nulls(manifest, cls)
         try:
-            deployment = cls.model_validate(settled, by_alias=True, by_name=False)
-            problems += broken_rules(deployment)
+            deployment = cls.model_validate(without_nulls(manifest, cls), by_alias=True, by_name=False)
+            problems = broken_rules(deployment)
         except ValidationError as error:
-            problems += problems_of(error)
+            problems = problems_of(error)
         if problems:
             raise InvalidManifest([with_suggestion(problem, cls, manifest) for problem in problems])
         return deployment

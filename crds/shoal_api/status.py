@@ -1,6 +1,6 @@
 """What the operator reports of an LLMDeployment: counts, conditions, the last failure. Decides nothing.
 
-A condition that does not apply is absent, never False: no adapters, no AdaptersReady. There is no phase.
+A condition that does not apply is absent, never False: without autoscaling no ScalingActive. There is no phase.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ EventReason = Literal[
     "Scaled",
     "ScaledToZero",
     "WokenUp",
-    "InsufficientAccelerators",
+    "InsufficientGPU",
     "ModelDownloadStarted",
     "ModelDownloadCompleted",
     "ModelDownloadFailed",

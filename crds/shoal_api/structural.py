@@ -83,10 +83,13 @@ def _resolve(node: Schema, definitions: Schema) -> Schema:
 
 
 def _default(node: Schema) -> Any:
-    """The default as the CRD holds it: of a block {} when its fields have some, of what is empty none."""
+    """The default as the CRD holds it: of a block the defaults of its fields, of what is empty none.
+
+    The API server judges a block's default by the block's rules before it fills in the fields, so {} will not do.
+    """
     default = node["default"]
     if default is not None and "properties" in node:
-        return {} if any("default" in inner for inner in node["properties"].values()) else None
+        default = {name: inner["default"] for name, inner in node["properties"].items() if "default" in inner}
     return None if default in ([], {}, "") else default
 
 

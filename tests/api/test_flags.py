@@ -37,7 +37,7 @@ def test_every_option_survives_the_way_over_a_config_file(model, tmp_path):
     @quick
     @given(any_of(model))
     def round_trip(options):
-        file.write_text(yaml.safe_dump(to_config(options), allow_unicode=True), encoding="utf-8")
+        file.write_text(yaml.safe_dump(to_config(options)), encoding="utf-8")
         assert parse(model, ["--config", str(file)]) == options
 
     round_trip()

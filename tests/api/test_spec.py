@@ -46,8 +46,18 @@ def test_parsing_changes_no_manifest():
     assert after == before
 
 
-def test_a_null_stands_for_the_default_where_there_is_one():
-    assert deployment(engine={"dtype": None}, replicas=None).spec.engine.dtype == "auto"
+def test_a_null_is_a_field_left_out_as_for_the_api_server():
+    nulls = deployment(
+        engine={"dtype": None, "maxModelLen": None, "env": [{"name": "A", "value": "b", "valueFrom": None}]},
+        replicas=None,
+        autoscaling=None,
+    )
+    assert nulls == deployment(engine={"env": [{"name": "A", "value": "b"}]})
+
+
+def test_an_unknown_field_is_refused_even_when_it_is_null():
+    with pytest.raises(InvalidManifest, match=r"spec\.frobnicate: unknown field"):
+        deployment(frobnicate=None)
 
 
 def test_all_problems_are_told_at_once():
