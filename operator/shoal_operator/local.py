@@ -36,7 +36,10 @@ def main(
     settings: SessionSettings | None = None,
 ) -> int:
     """Run the command and return its exit code. `programs` and `settings` are for callers with engines of their own."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.ready_file is not None and not options.ready_file.absolute().parent.is_dir():
+        parser.error(f"--ready-file: there is no directory {options.ready_file.parent}")
     console = Console(highlight=False)
     try:
         manifests = read_deployments(options.file)

@@ -26,7 +26,7 @@ MODELS_PERIOD_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """`ready_file` is written once everything serves; None: no file."""
+    """`ready_file` exists while everything has been ready and nobody has asked to stop; None: no file."""
 
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     patience: Patience = field(default_factory=Patience)
@@ -73,6 +73,9 @@ class Session:
         except BaseException:
             self._fleet.kill()
             raise
+        finally:
+            if self._ready_file is not None:
+                self._ready_file.unlink(missing_ok=True)
         if interrupts.second.is_set():
             return interrupts.exit_code
         if killed:
@@ -84,24 +87,23 @@ class Session:
     async def _serve(self, interrupts: Interrupts) -> GivenUp | None:
         """Until the first interrupt, or until a process has been given up, which it returns."""
         announcement = asyncio.create_task(self._announce_ready())
-        failed = asyncio.create_task(self._fleet.wait_failed())
+        work = asyncio.gather(announcement, self._fleet.wait_failed())
         asked = asyncio.create_task(interrupts.first.wait())
-        await asyncio.wait({failed, asked}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (announcement, asked):
-            task.cancel()
+        either: set[asyncio.Future[Any]] = {work, asked}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        announcement.cancel()
+        asked.cancel()
         self._terminal.end_progress()
-        if announcement.done() and not announcement.cancelled():
-            announcement.result()
-        if not failed.done():
-            failed.cancel()
+        if not work.done():
+            work.cancel()
             return None
         try:
-            failed.result()
+            work.result()
         except GivenUp as failure:
             times = f"given up after {failure.attempts} starts" if failure.attempts > 1 else "given up"
             self._terminal.failure(failure.name, failure.cause, f"{times}, stopping everything")
             return failure
-        return None
+        raise AssertionError("a fleet ends by being asked to or by failing")
 
     async def _drain_or_kill(self, interrupts: Interrupts) -> tuple[str, ...]:
         drain = asyncio.create_task(self._fleet.drain())
@@ -114,26 +116,24 @@ class Session:
 
     async def _announce_ready(self) -> None:
         await self._fleet.wait_ready()
+        models = await self._served_models()
         self._terminal.end_progress()
         seconds = duration(time.monotonic() - self._started_s)
         self._terminal.say(f"ready in {seconds}", style="bold green")
-        for line in ready_lines(self._plan, await self._served_models()):
+        for line in ready_lines(self._plan.router.url, models):
             self._terminal.say(line)
         if self._ready_file is not None:
             write_whole(self._ready_file, json.dumps(self._facts()))
 
     async def _served_models(self) -> list[str]:
-        """What the router serves, once it knows all of the plan: it learns of replicas a little later than
-        we.
-        """
-        url, probe = self._plan.router.url, Probe(self._client, self._plan.router.url)
+        """What the router serves, once it knows all of the plan: it hears of replicas later than we do."""
+        probe = Probe(self._client, self._plan.router.url)
         while True:
             ready = await probe.readiness()
-            if isinstance(ready, Ready) and ready.replicas >= len(self._plan.replicas):
-                reply = await self._client.get(f"{url}/v1/models")
-                models = [model["id"] for model in reply.json()["data"]] if reply.is_success else []
-                if set(self._plan.models) <= set(models):
-                    return models
+            models = await probe.models()
+            knows_replicas = isinstance(ready, Ready) and ready.replicas >= len(self._plan.replicas)
+            if knows_replicas and set(self._plan.models) <= set(models):
+                return models
             await asyncio.sleep(MODELS_PERIOD_S)
 
     def _facts(self) -> dict[str, Any]:
@@ -145,9 +145,8 @@ class Session:
         return {"url": self._plan.router.url, "router": found[0], "replicas": found[1:]}
 
 
-def ready_lines(plan: LocalPlan, models: list[str]) -> list[str]:
+def ready_lines(url: str, models: list[str]) -> list[str]:
     """The banner: where to send requests, for which models, and one to try."""
-    url = plan.router.url
     body = json.dumps({"model": models[0], "messages": [{"role": "user", "content": "Say hello."}]})
     return [
         f"  url     {url}/v1",

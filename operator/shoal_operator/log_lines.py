@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-QUIET_EVENT = "loading"  # is shown as progress already
+QUIET_EVENTS = ("loading", "stopped")  # are shown as progress already
 
 
 def readable(line: str) -> list[str]:
@@ -15,7 +15,7 @@ def readable(line: str) -> list[str]:
     entry = _parse(line)
     if entry is None:
         return [line]
-    if entry["event"] == QUIET_EVENT:
+    if entry["event"] in QUIET_EVENTS:
         return []
     level = "" if entry.get("level") in (None, "info") else f"{entry['level']}: "
     facts = [f"{name}={value}" for name, value in entry.items() if name not in _ELSEWHERE]

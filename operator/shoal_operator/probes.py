@@ -58,6 +58,14 @@ class Probe:
         phase = str(body.get("phase") or "").removeprefix(BEFORE_LOADING)
         return Loading(phase, _count(body.get("done")), _count(body.get("total")))
 
+    async def models(self) -> list[str]:
+        """The ids that /v1/models lists; none while it does not answer."""
+        try:
+            reply = await self._client.get(f"{self._url}/v1/models", timeout=READY_TIMEOUT_S)
+        except httpx.HTTPError:
+            return []
+        return [str(model["id"]) for model in _fields(reply).get("data", [])]
+
     async def alive(self) -> bool:
         """Whether /health answers 200 in time; it tells of the step heartbeat, not of the load."""
         try:

@@ -86,8 +86,8 @@ class Terminal:
         self._console.print(Text(text, style=style), soft_wrap=True)
 
     def _print(self, name: str, text: Text) -> None:
-        prefix = Text(f"{name:<{self._width}}  ", style=self._colours[name])
-        self._console.print(prefix + text, soft_wrap=True)
+        prefix = (f"{name:<{self._width}}  ", self._colours[name])
+        self._console.print(Text.assemble(prefix, text), soft_wrap=True)
 
     def _table(self) -> Table:
         """One row per process: name, state, bar, figures."""
@@ -118,6 +118,8 @@ def describe(state: ReplicaState, now_s: float) -> str:
 
 def worth_a_line(printed: ReplicaState | None, state: ReplicaState, silent_s: float) -> bool:
     """Whether a plain log needs a line: a new phase, another quarter done, or QUIET_S without one."""
+    if state.state is State.DRAINING:
+        return False  # is said once for all, and by each process itself
     if printed is None or not state.follows(printed):
         return True
     return silent_s >= QUIET_S or int(4 * (state.fraction or 0)) > int(4 * (printed.fraction or 0))

@@ -69,6 +69,7 @@ class Supervisor:
         self._patience = patience
         self._clock = clock
         self._stopping = asyncio.Event()
+        self._killed = False
         self._process: Process | None = None
         self._watch: asyncio.Task[str] | None = None
         self._state: ReplicaState | None = None
@@ -105,6 +106,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """End it now, with everything it has started."""
+        self._killed = True
         self.stop()
         if self._process is not None:
             self._process.kill()
@@ -118,8 +120,8 @@ class Supervisor:
         except OSError as error:
             return Cause(f"cannot be started: {error}", permanent=True)
         self._process = process
-        if self._stopping.is_set():  # it was asked to stop while it was being started
-            process.terminate()
+        if self._stopping.is_set():  # while it was being started
+            self.kill() if self._killed else self.stop()
         try:
             return await self._until_death(process)
         finally:
@@ -128,6 +130,8 @@ class Supervisor:
     async def _until_death(self, process: Process) -> Cause:
         end = asyncio.create_task(process.wait())
         self._watch = asyncio.create_task(self._find_fault())
+        if self._stopping.is_set():
+            self._watch.cancel()
         await asyncio.wait({end, self._watch}, return_when=asyncio.FIRST_COMPLETED)
         fault = self._watch.result() if self._watch.done() and not self._watch.cancelled() else None
         if fault is not None:
