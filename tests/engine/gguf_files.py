@@ -79,8 +79,13 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Tensors, arch: 
     return path
 
 
+def head_dim(arch: str) -> int:
+    """transformers takes every Qwen3 in a GGUF file to have heads of 128, whatever the file says."""
+    return 128 if arch == "qwen3" else 8
+
+
 def model_metadata(arch: str, **changes: Any) -> dict[str, Any]:
-    """Of a model with two layers, four heads of eight and two key/value heads; None leaves a key out."""
+    """Of a model with two layers, four heads and two key/value heads; None leaves a key out."""
     own = {
         "context_length": 64,
         "embedding_length": 32,
@@ -88,8 +93,8 @@ def model_metadata(arch: str, **changes: Any) -> dict[str, Any]:
         "feed_forward_length": 48,
         "attention.head_count": 4,
         "attention.head_count_kv": 2,
-        "attention.key_length": 8,
-        "attention.value_length": 8,
+        "attention.key_length": head_dim(arch),
+        "attention.value_length": head_dim(arch),
         "attention.layer_norm_rms_epsilon": 1e-5,
         "rope.freq_base": 10000.0,
     } | changes
@@ -106,13 +111,15 @@ def model_tensors(arch: str, vocab_size: int = len(BPE_TOKENS), tied: bool = Tru
     tensors = {"token_embd.weight": weights(vocab_size, 32), "output_norm.weight": weights(32)}
     if not tied:
         tensors["output.weight"] = weights(vocab_size, 32)
+    size = head_dim(arch)
     for block in ("blk.0", "blk.1"):
-        for name, rows in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32)):
-            tensors[f"{block}.{name}.weight"] = weights(rows, 32)
-            if arch == "qwen2" and name != "attn_output":
-                tensors[f"{block}.{name}.bias"] = weights(rows)
+        for name, heads in (("q", 4), ("k", 2), ("v", 2)):
+            tensors[f"{block}.attn_{name}.weight"] = weights(heads * size, 32)
+            if arch == "qwen2":
+                tensors[f"{block}.attn_{name}.bias"] = weights(heads * size)
         if arch == "qwen3":
-            tensors |= {f"{block}.attn_{name}_norm.weight": weights(8) for name in "qk"}
+            tensors |= {f"{block}.attn_{name}_norm.weight": weights(size) for name in "qk"}
+        tensors[f"{block}.attn_output.weight"] = weights(32, 4 * size)
         tensors |= {f"{block}.{name}_norm.weight": weights(32) for name in ("attn", "ffn")}
         tensors |= {f"{block}.ffn_{name}.weight": weights(48, 32) for name in ("gate", "up")}
         tensors[f"{block}.ffn_down.weight"] = weights(32, 48)
