@@ -19,6 +19,7 @@ from shoal_engine.server.model_text import ModelText, load_model_text
 from shoal_engine.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Sequence[int]]
+ANY_NUMBER = 2**40  # of prompts may wait: whoever calls generate() has nobody to come back later for him
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class LLM:
     """`LLM("folder or file.gguf").generate(prompts, SamplingParams(...))`. Options are those of `shoal serve`."""
 
     def __init__(self, model: str, **options: Any) -> None:
-        self._options = ModelOptions(model=model, **options)
+        self._options = ModelOptions(model=model, **{"max_num_queued_reqs": ANY_NUMBER, **options})
         self.engine = Engine.load(self._options)
         self._ids = itertools.count()
 

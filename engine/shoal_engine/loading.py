@@ -33,6 +33,9 @@ Progress = Callable[[Loading], None]
 # are being decoded, and the matrix products are as efficient as they get at this size.
 CPU_MAX_NUM_BATCHED_TOKENS = 512
 CPU_MAX_NUM_SEQS = 64
+QUEUED_PER_SEAT = (
+    16  # further requests get 429 at once: at this depth a wait is longer than clients have patience
+)
 WARMUP_ID = "warmup"
 
 
@@ -135,7 +138,7 @@ def _engine(
         max_num_batched_tokens=options.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS,
         max_model_len=max_model_len,
         block_tokens=options.block_size,
-        max_num_queued_reqs=1024 if options.max_num_queued_reqs is None else options.max_num_queued_reqs,
+        max_num_queued_reqs=_first_given(options.max_num_queued_reqs, QUEUED_PER_SEAT * max_num_seqs),
         max_num_queued_tokens=options.max_num_queued_tokens,
         long_prefill_token_threshold=options.long_prefill_token_threshold,
         sliding_window=config.sliding_window if config.sliding_layers is None else None,
@@ -158,6 +161,10 @@ def _engine(
             load_seconds=phases,
         ),
     )
+
+
+def _first_given(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def _generate_one_token(engine: Engine) -> None:
