@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -55,6 +56,8 @@ def serve(
     """Load and run until the end; returns the exit code."""
     try:
         engine = load(link.send)
+        gc.collect()
+        gc.freeze()  # the model stays: no collection need look at it again
         link.send(engine.ready)
         EngineLoop(engine, link, heartbeat).run()
     except Exception as error:

@@ -54,13 +54,13 @@ class FrameDecoder(Generic[Message]):
 
 
 class FrameSocket(Generic[Message]):
-    """The engine's end: never makes the engine's loop wait for the other side, unless asked to.
+    """The engine's end: a hiccup of the other side does not make the engine's loop wait.
 
     What the socket does not take at once is kept and goes out with the next call. Only when MAX_BACKLOG_BYTES
-    have piled up, because the peer has stopped reading altogether, send() waits.
+    have piled up, send() waits: beyond that, steps would only lengthen a queue in front of every client.
     """
 
-    MAX_BACKLOG_BYTES = 64 << 20
+    MAX_BACKLOG_BYTES = 1 << 20
 
     def __init__(self, sock: socket.socket, message_type: Any) -> None:
         sock.setblocking(False)

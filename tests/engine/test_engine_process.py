@@ -4,14 +4,25 @@ import socket
 import threading
 
 import pytest
+
 from shoal_api.exit_codes import ExitCode
 from shoal_engine.engine_process import failure, serve
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.frames import FrameDecoder, FrameSocket, frame
 from shoal_engine.heartbeat import Heartbeat
-from shoal_engine.messages import Abort, Failed, FromEngine, Loading, Output, Outputs, Ready, Stop, Submit, ToEngine
+from shoal_engine.messages import (
+    Abort,
+    Failed,
+    FromEngine,
+    Loading,
+    Output,
+    Outputs,
+    Ready,
+    Stop,
+    Submit,
+    ToEngine,
+)
 from shoal_engine.sampling_params import SamplingParams
-
 from tests.engine.server.scripted_engine import BAD, RAISE, REFUSE, Script, ScriptedEngine
 
 

@@ -5,6 +5,7 @@ import threading
 
 import msgspec
 import pytest
+
 from shoal_engine.frames import MAX_FRAME_BYTES, FrameDecoder, FrameSocket, frame
 from shoal_engine.messages import Abort, Stop, Submit, ToEngine
 from shoal_engine.sampling_params import SamplingParams
@@ -44,19 +45,35 @@ def test_an_oversized_message_is_refused_before_it_is_sent() -> None:
         frame(msgspec.Raw(msgspec.msgpack.encode(bytes(MAX_FRAME_BYTES))))
 
 
-def test_sending_does_not_wait_for_a_peer_that_does_not_read() -> None:
+def test_sending_does_not_wait_for_a_peer_that_has_a_hiccup() -> None:
     ours, theirs = socket.socketpair()
     link = FrameSocket[object](ours, ToEngine)
-    message = Submit("1", list(range(100_000)), SamplingParams())
-    for _ in range(20):
-        link.send(message)  # far more than the socket holds; the test's timeout is the assertion
+    message = Submit("1", list(range(60_000)), SamplingParams())
+    for _ in range(5):
+        link.send(message)  # more than the socket holds; the test's timeout is the assertion
     link.send(Stop())
     got: list[object] = []
     reader = threading.Thread(target=lambda: got.extend(_read_until_stop(theirs)))
     reader.start()
     link.close()
     reader.join(timeout=30)
-    assert [type(each) for each in got] == [Submit] * 20 + [Stop]
+    assert [type(each) for each in got] == [Submit] * 5 + [Stop]
+
+
+def test_sending_waits_for_a_peer_that_has_stopped_reading() -> None:
+    ours, theirs = socket.socketpair()
+    link = FrameSocket[object](ours, ToEngine)
+    message = Submit("1", list(range(60_000)), SamplingParams())
+    sent: list[int] = []
+    sender = threading.Thread(target=lambda: sent.extend(link.send(message) or i for i in range(40)))
+    sender.start()
+    sender.join(timeout=0.5)
+    assert sender.is_alive()
+    assert 0 < len(sent) < 20
+    theirs.close()  # also what a dead parent looks like
+    sender.join(timeout=30)
+    assert not sender.is_alive()
+    assert link.closed
 
 
 def test_a_closed_peer_ends_the_link_and_not_the_process() -> None:

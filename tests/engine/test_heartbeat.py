@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+
 from shoal_engine.heartbeat import Beat, HangLimits, Heartbeat, hangs, stalled_s
 
 S = 10**9

@@ -142,19 +142,15 @@ def letterhead(service: Service, prefix: str, body: Generate, request_id: str | 
     return Letterhead(prefix + chosen, int(time.time()), service.model, service.fingerprint)
 
 
-def template_switches(body: ChatBody | TokenizeBody) -> dict[str, bool]:
-    """What the chat template is told besides the messages. Booleans only: a template is no place for clients'
-    data.
+def template_switches(body: ChatBody | TokenizeBody) -> dict[str, bool | None]:
+    """What the chat template is told besides the messages.
+
+    Booleans only: a template is no place for clients' data.
     """
     switches = dict(body.chat_template_kwargs or {})
-    if not all(isinstance(value, bool) for value in switches.values()):
+    if "tools" in switches or not all(isinstance(value, bool) for value in switches.values()):
         raise InvalidRequest("chat_template_kwargs takes only true and false.", param="chat_template_kwargs")
-    continues = bool(body.continue_final_message)
-    begins = not continues if body.add_generation_prompt is None else body.add_generation_prompt
-    if continues and begins:
-        raise InvalidRequest(
-            "continue_final_message goes on with the last message, add_generation_prompt begins a new one: "
-            "give one.",
-            param="continue_final_message",
-        )
-    return switches | {"add_generation_prompt": begins, "continue_final_message": continues}
+    return switches | {
+        "add_generation_prompt": body.add_generation_prompt,
+        "continue_final_message": bool(body.continue_final_message),
+    }

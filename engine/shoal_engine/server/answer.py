@@ -49,7 +49,7 @@ class Answer(Response):
 
     def __init__(self, service: Service, arrived_s: float, admit: Callable[[], Awaitable[Job]]) -> None:
         super().__init__()
-        self._generation = Generation(arrived_s)
+        self._generation = Generation(arrived_s, service.limits.held)
         self._admit = admit
         self._service = service
         self._client = service.client
@@ -110,6 +110,7 @@ class Answer(Response):
         options = job.stream_options or StreamOptions()
         while not all(text.finished for text in job.texts):
             news = await self._generation.take()
+            self._generation.release()
             if not self._committed:
                 self._generation.check_error()
             opening = [] if self._committed else job.shape.opening()

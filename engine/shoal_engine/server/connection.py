@@ -8,6 +8,8 @@ client has gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from typing import Any
 
@@ -19,6 +21,7 @@ from shoal_engine.server.fault_replies import reply_of
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.replies import encode
 
+UNSENT_BYTES = 128 << 10
 _SCOPE_KEY = "shoal.connection"
 
 
@@ -53,6 +56,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _keep_little_in_kernel(transport)
         self._expect(self.limits.header_deadline_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -147,6 +151,15 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINE[error.status] + fields + body)
         self.transport.close()
+
+
+def _keep_little_in_kernel(transport: asyncio.Transport) -> None:
+    """Megabytes of unread reply in the kernel's buffer would hide for long that nobody reads."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    peer = transport.get_extra_info("socket")
+    if option is not None and peer is not None:
+        with contextlib.suppress(OSError):  # not TCP
+            peer.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
 
 
 def connection_type(limits: Limits) -> type[Connection]:

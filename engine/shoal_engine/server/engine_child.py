@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from shoal_engine.heartbeat import Heartbeat
 
-SOCKET_BUFFER_BYTES = 4 << 20
+SOCKET_BUFFER_BYTES = 1 << 20
 
 
 class EngineChild:

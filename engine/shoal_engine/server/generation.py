@@ -23,21 +23,41 @@ class ClientGone(Exception):
     """The client closed its connection; nobody wants an answer any more."""
 
 
+class TooMuchHeld(EngineError):
+    """The answer outgrows what the API process may keep for one request."""
+
+    code = "answer_too_large"
+
+
 class Generation:
     """The requests to the engine that one HTTP request became; choice i is `submits[i]`."""
 
-    def __init__(self, arrived_s: float) -> None:
+    def __init__(self, arrived_s: float, most_held: int = 2_000_000) -> None:
+        """`most_held`: tokens and log probabilities that may be held for it, some 130 bytes each."""
         self.arrived_s = arrived_s  # on the monotonic clock
         self.submits: Sequence[Submit] = ()
         self._pending: dict[int, Output] = {}
         self._news = asyncio.Event()
         self._gone = False
         self._error: EngineError | None = None
+        self._held = 0
+        self._most_held = most_held
 
     def push(self, choice: int, output: Output) -> None:
+        self._held += size_of(output)
+        if self._held > self._most_held:
+            self._pending.clear()
+            self.fail(
+                TooMuchHeld("The answer holds too many log probabilities. Ask for fewer, or stream it.")
+            )
+            return
         before = self._pending.get(choice)
         self._pending[choice] = output if before is None else join(before, output)
         self._news.set()
+
+    def release(self) -> None:
+        """What has been taken so far is not held any more."""
+        self._held = 0
 
     def fail(self, error: EngineError) -> None:
         """The engine will produce no more; what it has produced can still be taken."""
@@ -77,11 +97,23 @@ class Generation:
         return pending
 
 
+def size_of(output: Output) -> int:
+    """Tokens and log probabilities in an output."""
+    size = len(output.token_ids)
+    for entries in (output.logprobs, output.prompt_logprobs):
+        if entries is not None:
+            size += sum(1 + len(entry.top) for entry in entries if entry is not None)
+    return size
+
+
 def join(first: Output, then: Output) -> Output:
-    """Two outputs of one request as if one step had produced both."""
+    """Two outputs of one request as if one step had produced both. Takes the lists of `first` over: a client
+    that reads nothing for long must not cost a copy per step.
+    """
+    first.token_ids.extend(then.token_ids)
     return msgspec.structs.replace(
         then,
-        token_ids=first.token_ids + then.token_ids,
+        token_ids=first.token_ids,
         logprobs=_concatenate(first.logprobs, then.logprobs),
         prompt_logprobs=first.prompt_logprobs if then.prompt_logprobs is None else then.prompt_logprobs,
         num_cached_tokens=first.num_cached_tokens
@@ -93,4 +125,5 @@ def join(first: Output, then: Output) -> Output:
 def _concatenate(first: list[T] | None, then: list[T] | None) -> list[T] | None:
     if first is None or then is None:
         return then if first is None else first
-    return first + then
+    first.extend(then)
+    return first

@@ -23,7 +23,7 @@ class ModelText:
     """
 
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    template: ChatTemplate
     longest_token_bytes: int
     defaults: Mapping[str, float]
 
@@ -40,7 +40,7 @@ def load_model_text(options: ModelOptions) -> ModelText:
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     return ModelText(
         tokenizer,
-        ChatTemplate(source, tokenizer) if source else None,
+        ChatTemplate(source, tokenizer),
         max(longest, 1),
         {name: recommended[name] for name in names if recommended.get(name) is not None},
     )

@@ -63,6 +63,8 @@ def schema(api: FastAPI) -> dict[str, Any]:
     """The document, made once."""
     if api.openapi_schema is None:
         document = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        for operation in (each for path in document["paths"].values() for each in path.values()):
+            operation["responses"].pop("422", None)  # FastAPI's own; ours are 400
         _, bodies = models_json_schema(
             [(body, "validation") for body in _BODIES], ref_template=_PATH.replace("name", "model")
         )

@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from shoal_engine.chat_template import ChatTemplate
+from shoal_engine.chat_template import MAX_WORKERS, ChatTemplate
 from shoal_engine.errors import ContextTooLong, InvalidRequest, QueueFull
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.protocol import Message
 from shoal_engine.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
+
+# A text far beyond the context is judged by its beginning: twice what a context of ordinary text takes.
+HEAD_CHARS_PER_TOKEN = 8
+HEAD_MARGIN_TOKENS = 256
 
 
 class Lane:
@@ -45,44 +49,36 @@ class Prompts:
     them.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | None, limits: Limits, most_bytes: int
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, limits: Limits, most_bytes: int) -> None:
         """`most_bytes`: the longest token's length; a text of k bytes has at least k / most_bytes tokens."""
         self.tokenizer = tokenizer
         self._template = template
         self._limits = limits
         self._most_bytes = most_bytes
-        self._middle = Lane("tokenise", threads=2, waiting=1024)
+        self._middle = Lane("tokenise", threads=MAX_WORKERS, waiting=1024)
         self._long = Lane("tokenise-long", threads=1, waiting=8)
 
     async def of_text(self, text: str, *, special: bool, max_tokens: int | None) -> list[int]:
-        """Token ids of `text`. Raises ContextTooLong, without tokenising, if they cannot be `max_tokens` or
-        fewer.
+        """Token ids of `text`. Raises ContextTooLong if they are more than `max_tokens`, often without
+        making them; None: however many.
         """
         self._check_length(len(text), max_tokens)
-        return await self._run(len(text), lambda: self.tokenizer.encode(text, add_special_tokens=special))
+        return await self._run(len(text), lambda: self._encode(text, special, max_tokens))
 
     async def of_chat(
         self, turns: Sequence[Message], switches: Mapping[str, Any], *, max_tokens: int | None
     ) -> list[int]:
-        """Token ids of a conversation in the model's own format. Raises InvalidRequest, and ContextTooLong as
-        above.
-        """
-        template = self._template
-        if template is None:
-            raise InvalidRequest(
-                "The model has no chat template. Use /v1/completions, or start with --chat-template.",
-                code="no_chat_template",
-            )
+        """Token ids of a conversation in the model's own format. Raises InvalidRequest, and as above."""
         rendered = [turn_of(turn, place) for place, turn in enumerate(turns)]
         chars = sum(len(turn["content"]) for turn in rendered)
         self._check_length(chars, max_tokens)
-        # The template writes special tokens itself.
-        return await self._run(
-            chars,
-            lambda: self.tokenizer.encode(template.render(rendered, **switches), add_special_tokens=False),
-        )
+
+        def work() -> list[int]:
+            text = self._template.render(rendered, **switches)
+            return self._encode(text, special=False, max_tokens=max_tokens)  # the template writes them
+
+        # In a thread, however short: the template renders in a process of its own, for which this waits.
+        return await self._lane(chars).run(work)
 
     async def text_of(self, token_ids: list[int]) -> str:
         return await self._run(
@@ -92,18 +88,32 @@ class Prompts:
     def close(self) -> None:
         self._middle.close()
         self._long.close()
+        self._template.close()
 
     def _check_length(self, chars: int, max_tokens: int | None) -> None:
         if max_tokens is not None and chars > max_tokens * self._most_bytes:
-            raise ContextTooLong(
-                f"The prompt has {chars} characters, at least {chars // self._most_bytes} tokens; "
-                f"the model's context holds {max_tokens}. Shorten the prompt."
-            )
+            raise _too_long(chars, chars // self._most_bytes, max_tokens)
+
+    def _encode(self, text: str, special: bool, max_tokens: int | None) -> list[int]:
+        head = text if max_tokens is None else text[: HEAD_CHARS_PER_TOKEN * max_tokens]
+        ids = self.tokenizer.encode(head, add_special_tokens=special)
+        # Where a text is cut, its last word may fall into other tokens than in the whole: hence the margin.
+        if max_tokens is not None and len(ids) > max_tokens + HEAD_MARGIN_TOKENS:
+            raise _too_long(len(text), len(ids) - HEAD_MARGIN_TOKENS, max_tokens)
+        return ids if len(head) == len(text) else self.tokenizer.encode(text, add_special_tokens=special)
 
     async def _run(self, chars: int, work: Callable[[], Result]) -> Result:
-        if chars <= self._limits.inline_chars:
-            return work()
-        return await (self._middle if chars <= self._limits.long_chars else self._long).run(work)
+        return work() if chars <= self._limits.inline_chars else await self._lane(chars).run(work)
+
+    def _lane(self, chars: int) -> Lane:
+        return self._middle if chars <= self._limits.long_chars else self._long
+
+
+def _too_long(chars: int, tokens: int, max_tokens: int) -> ContextTooLong:
+    return ContextTooLong(
+        f"The prompt has {chars} characters, at least {tokens} tokens; the model's context holds {max_tokens}. "
+        "Shorten the prompt."
+    )
 
 
 def turn_of(message: Message, place: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -157,7 +158,13 @@ class ApiServer:
         self.service.prompts = Prompts(
             text.tokenizer, text.template, self.settings.limits, text.longest_token_bytes
         )
-        facts: dict[str, object] = {"model": self.settings.model_name, "device": ready.device, "dtype": ready.dtype}
+        gc.collect()
+        gc.freeze()  # what loading has left stays: no collection need look at it again
+        facts: dict[str, object] = {
+            "model": self.settings.model_name,
+            "device": ready.device,
+            "dtype": ready.dtype,
+        }
         facts |= {"max_model_len": ready.max_model_len, "kv_blocks": ready.num_blocks}
         log.info("ready", extra=facts | {"seconds": round(time.monotonic() - self._started_s, 2)})
 

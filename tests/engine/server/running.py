@@ -16,11 +16,11 @@ import httpx
 import msgspec
 import uvloop
 from rich.console import Console
+
 from shoal_api.options import ModelOptions
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.model_text import ModelText, load_model_text
 from shoal_engine.server.serving import ApiServer, Settings, listen
-
 from tests.builders import smollm2
 from tests.engine.server.scripted_engine import Script, command
 
@@ -49,7 +49,9 @@ class Running:
         return self.http.post(path, json=body)
 
     def complete(self, prompt: Any = (40, 41, 42), **body: Any) -> httpx.Response:
-        return self.post("/v1/completions", prompt=list(prompt) if isinstance(prompt, tuple) else prompt, **body)
+        return self.post(
+            "/v1/completions", prompt=list(prompt) if isinstance(prompt, tuple) else prompt, **body
+        )
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample; 0 if there is none."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
+
 from shoal_engine.engine_process import main
 from shoal_engine.errors import ModelLoadError, QueueFull
 from shoal_engine.messages import Loading, Logprob, Output, Ready, Stats, Submit, TokenLogprobs

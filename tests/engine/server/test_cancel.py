@@ -17,7 +17,7 @@ from tests.engine.server.scripted_engine import Script
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serving(Script(step_s=0.002, max_running=4)) as running:
+    with serving(Script(step_s=0.002, max_running=4, max_model_len=10**6)) as running:
         yield running
 
 
@@ -27,7 +27,7 @@ def send(server: Running, path: str = "/v1/completions", **body: Any) -> socket.
     assert address.hostname is not None
     assert address.port is not None
     client = socket.create_connection((address.hostname, address.port))
-    content = json.dumps({"max_tokens": 1500, "prompt": [40], **body}).encode()
+    content = json.dumps({"max_tokens": 900_000, "prompt": [40], **body}).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     client.sendall(head.encode() + content)
     return client
@@ -61,14 +61,16 @@ def test_what_a_client_asked_for_is_aborted_when_it_leaves(server: Running, body
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_stream_is_noticed(server: Running) -> None:
-    with server.http.stream("POST", "/v1/completions", json={"prompt": [40], "max_tokens": 1500, "stream": True}) as got:
+    with server.http.stream(
+        "POST", "/v1/completions", json={"prompt": [40], "max_tokens": 900_000, "stream": True}
+    ) as got:
         next(got.iter_lines())
         assert server.open_requests() == 1
     until(lambda: server.open_requests() == 0)
 
 
 def test_a_client_that_leaves_while_its_prompt_is_tokenised_reaches_no_engine(server: Running) -> None:
-    text = "word " * 300_000
+    text = "word " * 1_000_000
     client = send(server, prompt=text, truncate_prompt_tokens=100)
     until(lambda: len(server.api.service.answers) == 1)
     client.close()

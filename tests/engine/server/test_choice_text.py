@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shoal_engine.messages import Output
 from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.server.choice_text import ChoiceText
 from shoal_engine.server.generation import join
 from shoal_engine.server.shape import Choice
-
 from tests.engine.server.running import model_text
 from tests.engine.server.scripted_engine import entry
 
@@ -43,7 +43,10 @@ def merged(outputs: list[Output], cuts: list[int]) -> list[Output]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), stop=st.sampled_from([(), ("STOP",), ("grüßt", "x"), ("ich, und",), ("🦊",), ("\n\n",)]))
+@given(
+    seed=st.integers(0, 10**6),
+    stop=st.sampled_from([(), ("STOP",), ("grüßt", "x"), ("ich, und",), ("🦊",), ("\n\n",)]),
+)
 def test_how_outputs_melt_together_changes_neither_text_nor_tokens_nor_logprobs(
     seed: int, stop: tuple[str, ...]
 ) -> None:
@@ -66,7 +69,9 @@ def test_how_outputs_melt_together_changes_neither_text_nor_tokens_nor_logprobs(
         (("hier..",), False, TEXT, None),
     ],
 )
-def test_text_ends_at_a_stop_string(stop: tuple[str, ...], include: bool, text: str, reason: str | None) -> None:
+def test_text_ends_at_a_stop_string(
+    stop: tuple[str, ...], include: bool, text: str, reason: str | None
+) -> None:
     choice, state = gathered(outputs_of(TEXT), stop=stop, include_stop_str_in_output=include)
     assert choice.text == text
     assert choice.stop_reason == reason
@@ -96,7 +101,9 @@ def test_the_token_that_stops_is_counted_and_says_nothing_unless_asked() -> None
 def test_half_a_character_at_the_end_is_not_lost_silently() -> None:
     fox = outputs_of("🦊")
     assert len(fox) > 1
-    choice, _ = gathered([*fox[:-2], Output("1", fox[-2].token_ids, fox[-2].logprobs, finish_reason="length")])
+    choice, _ = gathered(
+        [*fox[:-2], Output("1", fox[-2].token_ids, fox[-2].logprobs, finish_reason="length")]
+    )
     assert choice.text.strip("\N{REPLACEMENT CHARACTER}") == ""
     assert len(choice.token_ids) == len(fox) - 1
 
@@ -104,5 +111,10 @@ def test_half_a_character_at_the_end_is_not_lost_silently() -> None:
 def test_a_silent_choice_says_and_counts_nothing_but_hands_over_the_prompts_logprobs() -> None:
     text = ChoiceText(model_text().tokenizer, [5], SamplingParams(max_tokens=1), silent=True)
     delta = text.advance(Output("1", [7], prompt_logprobs=[None], finish_reason="length"))
-    assert (delta.text, delta.token_ids, delta.prompt_logprobs, delta.finish_reason) == ("", [], [None], "length")
+    assert (delta.text, delta.token_ids, delta.prompt_logprobs, delta.finish_reason) == (
+        "",
+        [],
+        [None],
+        "length",
+    )
     assert text.num_tokens == 0

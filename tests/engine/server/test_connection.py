@@ -62,7 +62,9 @@ def trickle(client: socket.socket, data: bytes) -> None:
     ],
     ids=["headers", "body", "chunks"],
 )
-def test_a_request_that_trickles_in_is_cut_off_and_harms_nobody(server: Running, sent: bytes, slow: bytes) -> None:
+def test_a_request_that_trickles_in_is_cut_off_and_harms_nobody(
+    server: Running, sent: bytes, slow: bytes
+) -> None:
     clients = [connect(server) for _ in range(20)]
     for client in clients:
         client.sendall(sent)
@@ -93,7 +95,11 @@ def test_a_keep_alive_connection_has_the_same_limits_each_time(server: Running) 
     ("data", "status", "code"),
     [
         (b"GET /health HTTP/1.1\r\nx: " + b"a" * 40_000, 431, "headers_too_large"),
-        (b"GET /health HTTP/1.1\r\n" + b"x: aaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 700, 431, "headers_too_large"),
+        (
+            b"GET /health HTTP/1.1\r\n" + b"x: aaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 700,
+            431,
+            "headers_too_large",
+        ),
         (b"GET /health HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 17_000 + b"\r\n\r\n", 431, "headers_too_large"),
         (b"GET /" + b"a" * 40_000, 431, "headers_too_large"),
         (b"\x00\x01\x02\r\n\r\n", 400, "malformed_http"),
@@ -117,7 +123,11 @@ def test_what_is_too_large_or_no_http_is_refused_with_a_typed_error(
 
 
 @pytest.mark.parametrize(
-    "head", [b"content-length: 100001\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n186a1\r\n" + b" " * 100_001 + b"\r\n"]
+    "head",
+    [
+        b"content-length: 100001\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\n186a1\r\n" + b" " * 100_001 + b"\r\n",
+    ],
 )
 def test_a_body_that_is_too_large_is_refused_before_it_is_read_on(server: Running, head: bytes) -> None:
     client = connect(server)
@@ -126,7 +136,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read_on(server: Runnin
 
 
 def test_a_client_that_never_reads_is_dropped_and_its_request_aborted() -> None:
-    with serving(Script(max_model_len=10**6), slow_client_s=0.5) as server:
+    with serving(Script(max_model_len=10**6, step_s=0.005), slow_client_s=0.5) as server:
         client = connect(server, receive_bytes=4096)
         body = {"prompt": [[40]] * 20, "max_tokens": 900_000, "stream": True, "logprobs": 20}
         content = json.dumps(body).encode()

@@ -33,7 +33,14 @@ def test_probes_and_scrapers_need_no_key(server: Running, path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/openapi.json"),
+        *(
+            "/v1/models",
+            "/v1/completions",
+            "/v1/chat/completions",
+            "/tokenize",
+            "/detokenize",
+            "/openapi.json",
+        ),
         *("/nothing", "/health/", "//health", "/%68ealth/x", "/healthz", "/metrics/x", "/"),
     ],
 )

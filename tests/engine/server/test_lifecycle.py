@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+
 from shoal_api.exit_codes import ExitCode
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.heartbeat import HangLimits
 from shoal_engine.server.model_text import ModelText
-
 from tests.engine.server.running import Running, serving, until
 from tests.engine.server.scripted_engine import DIE, HANG, RAISE, Script
 
@@ -78,7 +78,9 @@ def test_a_signal_while_loading_ends_the_process_at_once_with_0() -> None:
         assert time.monotonic() - started_s < 3
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_process_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_process_with_its_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with serving(Script(load_error="model.gguf: cut off; download it again"), wait=False) as server:
         assert server.exit_code() == ExitCode.MODEL
     assert "model.gguf: cut off; download it again" in caplog.messages
@@ -117,7 +119,7 @@ def test_a_dead_engine_fails_its_requests_with_a_typed_error_and_the_process_wit
         assert stream.broken
         assert stream.error["code"] == "engine_unavailable"
         assert "[DONE]" not in stream.lines[-1]
-        assert "finish_reason\":\"" not in "".join(stream.lines)
+        assert 'finish_reason":"' not in "".join(stream.lines)
         for answer in (whole.result(), killer.result()):
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
             assert "x-shoal-not-started" not in answer.headers

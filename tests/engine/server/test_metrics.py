@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from shoal_engine.messages import Outputs, Ready, Stats
 from shoal_engine.server.engine_client import Open
 from shoal_engine.server.generation import Generation
@@ -32,7 +33,9 @@ def text() -> str:
     """An exposition after one request of three tokens, one that was refused, one whose client left."""
     metrics = Metrics("m")
     metrics.on_ready(Ready(2048, 128, 16, 49152, "cpu", "float32", {"weights": 1.5}))
-    request = Open(Generation(arrived_s=10.0), 0, prompt_tokens=7, max_tokens=16, submitted_s=10.1, started_s=10.2)
+    request = Open(
+        Generation(arrived_s=10.0), 0, prompt_tokens=7, max_tokens=16, submitted_s=10.1, started_s=10.2
+    )
     for now_s in (11.0, 11.004, 11.010):
         metrics.on_tokens(request, 1, now_s)
         request.first_token_s = request.first_token_s or now_s

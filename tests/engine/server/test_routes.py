@@ -53,7 +53,13 @@ def test_chat_answers_in_openais_shape(server: Running) -> None:
 
 
 def test_a_chat_stream_says_the_same_and_ends_as_clients_expect(server: Running) -> None:
-    body: dict[str, Any] = {"max_tokens": 9, "n": 3, "logprobs": True, "top_logprobs": 2, "return_token_ids": True}
+    body: dict[str, Any] = {
+        "max_tokens": 9,
+        "n": 3,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "return_token_ids": True,
+    }
     whole = chat(server, **body).json()
     response = chat(server, **body, stream=True, stream_options={"include_usage": True})
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -68,7 +74,9 @@ def test_a_chat_stream_says_the_same_and_ends_as_clients_expect(server: Running)
     for choice in whole["choices"]:
         mine = [each for chunk in chunks for each in chunk["choices"] if each["index"] == choice["index"]]
         assert "".join(each["delta"].get("content", "") for each in mine) == choice["message"]["content"]
-        assert [e for each in mine for e in (each["logprobs"] or {"content": []})["content"]] == choice["logprobs"]["content"]
+        assert [e for each in mine for e in (each["logprobs"] or {"content": []})["content"]] == choice[
+            "logprobs"
+        ]["content"]
         assert [t for each in mine for t in each.get("token_ids", [])] == choice["token_ids"]
         assert [each["finish_reason"] for each in mine if each["finish_reason"]] == [choice["finish_reason"]]
 
@@ -115,7 +123,12 @@ def test_a_final_message_can_be_continued(server: Running) -> None:
 
 
 def test_completions_stream_what_they_say_whole(server: Running) -> None:
-    body: dict[str, Any] = {"prompt": ["Once upon a time", "In the beginning"], "n": 2, "max_tokens": 7, "logprobs": 2}
+    body: dict[str, Any] = {
+        "prompt": ["Once upon a time", "In the beginning"],
+        "n": 2,
+        "max_tokens": 7,
+        "logprobs": 2,
+    }
     for echo in (False, True):
         whole = server.post("/v1/completions", **body, echo=echo).json()
         stream = server.post("/v1/completions", **body, echo=echo, stream=True)
@@ -148,7 +161,10 @@ def test_completion_logprobs_have_openais_shape(server: Running) -> None:
         [model_text().tokenizer.token_text(token + i) for i in range(2)] for token in (40, 41, 42)
     ]
     assert logprobs["text_offset"] == [0, len(words[0]), len(words[0] + words[1])]
-    assert list(server.complete(max_tokens=1, logprobs=0).json()["choices"][0]["logprobs"]["top_logprobs"][0]) == words[:1]
+    assert (
+        list(server.complete(max_tokens=1, logprobs=0).json()["choices"][0]["logprobs"]["top_logprobs"][0])
+        == words[:1]
+    )
 
 
 def test_echo_shows_the_prompt_and_its_logprobs(server: Running) -> None:
@@ -172,7 +188,10 @@ def test_echo_alone_computes_the_prompt_and_shows_no_token(server: Running) -> N
 def test_prompt_logprobs_have_vllms_shape(server: Running) -> None:
     (choice,) = server.complete(max_tokens=1, prompt_logprobs=1).json()["choices"]
     text = model_text().tokenizer.token_text(41)
-    assert choice["prompt_logprobs"][:2] == [None, {"41": {"logprob": -0.5, "rank": 1, "decoded_token": text}}]
+    assert choice["prompt_logprobs"][:2] == [
+        None,
+        {"41": {"logprob": -0.5, "rank": 1, "decoded_token": text}},
+    ]
     assert chat(server, max_tokens=1, prompt_logprobs=0).json()["prompt_logprobs"][0] is None
 
 
@@ -180,7 +199,11 @@ def test_a_stop_string_ends_the_text_and_the_computing(server: Running) -> None:
     prompt = "alpha beta gamma delta"
     reply = server.complete(prompt, add_special_tokens=False, max_tokens=500, stop=[" gamma"]).json()
     (choice,) = reply["choices"]
-    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("alpha beta", "stop", " gamma")
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (
+        "alpha beta",
+        "stop",
+        " gamma",
+    )
     assert reply["usage"]["completion_tokens"] < 10
     assert server.open_requests() == 0
 
@@ -191,7 +214,10 @@ def test_token_ids_can_end_it_too(server: Running) -> None:
     assert choice["text"] == model_text().tokenizer.decode([40, 41])
     (choice,) = server.complete((40, EOS, 42), max_tokens=50).json()["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
-    assert server.complete((40, EOS, 42), max_tokens=5, ignore_eos=True).json()["choices"][0]["finish_reason"] == "length"
+    assert (
+        server.complete((40, EOS, 42), max_tokens=5, ignore_eos=True).json()["choices"][0]["finish_reason"]
+        == "length"
+    )
 
 
 def test_a_prompt_can_be_cut_to_its_end(server: Running) -> None:
@@ -201,7 +227,9 @@ def test_a_prompt_can_be_cut_to_its_end(server: Running) -> None:
     long = server.complete([7] * 5000, truncate_prompt_tokens=-1, **body).json()
     assert long["usage"]["prompt_tokens"] == 510
     for wrong in (0, -2):
-        assert server.complete(truncate_prompt_tokens=wrong).json()["error"]["param"] == "truncate_prompt_tokens"
+        assert (
+            server.complete(truncate_prompt_tokens=wrong).json()["error"]["param"] == "truncate_prompt_tokens"
+        )
 
 
 # Everything else
@@ -218,7 +246,12 @@ def test_text_becomes_tokens_and_back(server: Running) -> None:
 
 def test_the_model_is_listed(server: Running) -> None:
     (card,) = server.http.get("/v1/models").json()["data"]
-    assert (card["id"], card["object"], card["root"], card["max_model_len"]) == (MODEL, "model", "/models/scripted", 512)
+    assert (card["id"], card["object"], card["root"], card["max_model_len"]) == (
+        MODEL,
+        "model",
+        "/models/scripted",
+        512,
+    )
     assert server.http.get(f"/v1/models/{MODEL}").json() == card
     assert server.http.get("/version").json() == {"version": "1.2.3"}
 
@@ -249,10 +282,22 @@ def test_requests_carry_an_id(server: Running) -> None:
         ("POST", "/tokenize", {"json": {}}, 400, "invalid_value"),
         ("POST", "/detokenize", {"json": {"tokens": [10**6]}}, 400, "invalid_value"),
         ("POST", "/v1/completions", {"data": {"a": "b"}}, 415, "unsupported_media_type"),
-        ("POST", "/v1/completions", {"json": {}, "headers": {"content-encoding": "gzip"}}, 415, "unsupported_media_type"),
+        (
+            "POST",
+            "/v1/completions",
+            {"json": {}, "headers": {"content-encoding": "gzip"}},
+            415,
+            "unsupported_media_type",
+        ),
         ("POST", "/v1/completions", {"content": b" " * (8 << 20) + b"{}"}, 413, "body_too_large"),
         ("POST", "/v1/completions", {"json": {"prompt": [9] * 512}}, 400, "context_length_exceeded"),
-        ("POST", "/v1/completions", {"json": {"prompt": [9] * 500, "max_tokens": 13}}, 400, "context_length_exceeded"),
+        (
+            "POST",
+            "/v1/completions",
+            {"json": {"prompt": [9] * 500, "max_tokens": 13}},
+            400,
+            "context_length_exceeded",
+        ),
         ("POST", "/v1/completions", {"json": {"prompt": "word " * 600}}, 400, "context_length_exceeded"),
         ("POST", "/v1/completions", {"json": {"prompt": [5, 49_152]}}, 400, "invalid_value"),
         ("POST", "/v1/completions", {"json": {"prompt": [-1]}}, 400, "invalid_value"),
@@ -271,7 +316,9 @@ def test_every_error_has_openais_shape_and_a_code(
     server: Running, method: str, path: str, options: dict[str, Any], status: int, code: str
 ) -> None:
     if method == "POST":
-        options.setdefault("headers", {}).setdefault("content-type", None if "data" in options else "application/json")
+        options.setdefault("headers", {}).setdefault(
+            "content-type", None if "data" in options else "application/json"
+        )
         options["headers"] = {key: value for key, value in options["headers"].items() if value is not None}
     response = server.http.request(method, path, **options)
     assert response.status_code == status

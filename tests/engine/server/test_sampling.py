@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from shoal_engine.errors import EngineError, InvalidRequest
 from shoal_engine.server.protocol import ChatBody, CompletionBody
 from shoal_engine.server.sampling import UNSUPPORTED, check_supported, check_token_ids, sampling_params
@@ -86,10 +87,13 @@ def test_values_that_ask_for_nothing_are_welcome() -> None:
     ],
 )
 def test_values_out_of_range_are_refused_and_named(fields: dict[str, Any], param: str) -> None:
-    body = chat(**fields)
-    with pytest.raises(EngineError) as caught:
+    def judge() -> None:
+        body = chat(**fields)
         check_supported(body)
         check_token_ids(sampling_params(body, {}), 49_152)
+
+    with pytest.raises(EngineError) as caught:
+        judge()
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
