@@ -20,6 +20,7 @@ from tests.builders import smollm2
 from tests.engine.gguf_files import (
     BPE_METADATA,
     BPE_TOKENS,
+    head_dim,
     model_metadata,
     model_tensors,
     write_gguf,
@@ -262,7 +263,7 @@ def test_a_gguf_file_means_what_transformers_reads(tmp_path: Path, arch: str) ->
     assert ours.vocab_size == theirs.vocab_size == len(BPE_TOKENS)
     assert ours.hidden_size == theirs.hidden_size
     assert (ours.num_layers, ours.num_heads, ours.num_kv_heads) == (2, 4, 2)
-    assert ours.head_dim == 8
+    assert ours.head_dim == head_dim(arch)
     assert ours.intermediate_size == theirs.intermediate_size
     assert ours.max_position_embeddings == theirs.max_position_embeddings
     assert ours.norm_eps == theirs.rms_norm_eps
