@@ -88,6 +88,7 @@ def _documents(file: str) -> Iterator[Document]:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         for node in yaml.compose_all(text, _Loader):
+            _refuse_cycle(node, [], set())
             loader = _Loader("")
             try:
                 value = loader.construct_document(node)
@@ -95,7 +96,17 @@ def _documents(file: str) -> Iterator[Document]:
                 loader.dispose()
             if value is not None:
                 yield Document(file, node.start_mark.line + 1, value, node)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UnreadableManifest(f"{file}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UnreadableManifest(f"{file}: {error}") from None
+
+
+def _refuse_cycle(node: yaml.Node, around: list[yaml.Node], done: set[yaml.Node]) -> None:
+    """YAML can say that a thing holds itself; no manifest can."""
+    if node in around:
+        raise yaml.composer.ComposerError(None, None, "an alias refers to what it stands in", node.start_mark)
+    if node in done or isinstance(node, yaml.ScalarNode):
+        return
+    inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+    for part in inner:
+        _refuse_cycle(part, [*around, node], done)
+    done.add(node)

@@ -6,9 +6,13 @@ import copy
 
 import pytest
 
+from shoal_api.fields import block_of
+from shoal_api.lifecycle import MAX_REPLICAS
+from shoal_api.names import MAX_NAME_CHARS, pod_name
 from shoal_api.rules import broken_rules
 from shoal_api.serving import serve_options
 from shoal_api.spec import InvalidManifest, LLMDeployment
+from shoal_api.suggestions import ELSEWHERE
 
 
 def manifest(**spec):
@@ -133,3 +137,18 @@ def test_what_a_rolling_update_cannot_mix_changes_only_with_recreate(change, fie
     assert [each.path for each in broken_rules(deployment(**change), before)] == [field]
     assert not broken_rules(deployment(**change, rollout={"type": "Recreate"}), before)
     assert not broken_rules(before, before)
+
+
+def test_hints_for_misplaced_fields_point_at_fields_that_exist():
+    for target in ELSEWHERE.values():
+        model, (*parents, last) = LLMDeployment, target.split(".")
+        for part in parents:
+            (info,) = (info for info in model.model_fields.values() if info.alias == part)
+            model = block_of(info)
+        assert last in {info.alias for info in model.model_fields.values()}, target
+
+
+def test_the_longest_name_of_a_pod_fits_into_a_label():
+    name = "a" * MAX_NAME_CHARS
+    LLMDeployment.parse(manifest() | {"metadata": {"name": name}})
+    assert len(pod_name(name, "0123456789", MAX_REPLICAS - 1)) <= 63

@@ -11,6 +11,10 @@ from shoal_api.validate import check, main
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
+DATA_VOLUME = {
+    "volumes": [{"name": "d", "emptyDir": {}}],
+    "volumeMounts": [{"name": "d", "mountPath": "/data"}],
+}
 INVALID = yaml.safe_load((Path(__file__).parent / "vectors" / "invalid_manifests.yaml").read_text())
 NAMES = [case["name"] for case in INVALID]
 
@@ -35,6 +39,29 @@ def test_an_invalid_manifest_is_refused_with_field_and_reason_and_nothing_else(c
 def test_every_example_is_valid(file, capsys):
     assert main(["-f", str(file)]) == 0
     assert capsys.readouterr().out.startswith(f"{file}:")
+
+
+@pytest.mark.parametrize(
+    ("uri", "extra", "valid"),
+    [
+        ("file:///models/m", {"cache": {"type": "HostPath", "path": "/m"}}, True),
+        ("file:///other/m", {"cache": {"type": "HostPath", "path": "/m"}}, False),
+        ("file:///modelsx/m", {"cache": {"type": "HostPath", "path": "/m"}}, False),
+        ("file:///data/m", {"podTemplate": DATA_VOLUME}, True),
+        ("file:///data%2Fm", {"podTemplate": DATA_VOLUME}, True),
+    ],
+)
+def test_a_file_is_served_from_a_volume_that_holds_it(uri, extra, valid):
+    problems = check(manifest(model={"uri": uri}, **extra))
+    assert valid == (not problems)
+
+
+def test_a_document_that_holds_itself_is_refused_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "m.yaml").write_text(
+        yaml.safe_dump(manifest(replicas=2)) + "  podTemplate:\n    affinity: &a {b: *a}\n"
+    )
+    assert main(["-f", str(tmp_path / "m.yaml")]) == 2
+    assert "alias" in capsys.readouterr().err
 
 
 def test_messages_point_at_the_line_of_the_field(tmp_path, capsys):
