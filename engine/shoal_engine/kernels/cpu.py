@@ -15,6 +15,7 @@ from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadL
 from shoal_engine.kernels.reference import ReferenceKernels
 
 C_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+TILE_TOKENS = 16  # TILE of c/cache.h
 
 
 def cpu_kernels() -> Kernels:
@@ -167,6 +168,7 @@ class CpuKernels:
 
 
 def _pack(batch: AttentionBatch) -> _Step:
+    _check_block_tokens(batch.block_tokens)
     tensors = tuple(
         tensor.contiguous()
         for tensor in (batch.query_start, batch.context_lens, batch.tables, batch.slots, batch.positions)
@@ -195,3 +197,12 @@ def _function(function: ctypes._NamedFuncPointer, *argument_types: type) -> ctyp
 def _check_cache(cache: Tensor, x: Tensor) -> None:
     if cache.dtype != x.dtype or not cache.is_contiguous():
         raise ValueError(f"the cache must be contiguous and of the dtype of its keys, {x.dtype}")
+    if cache.shape[-1] % 2 != 0:
+        raise ValueError("rotary heads have an even size")
+
+
+def _check_block_tokens(block_tokens: int) -> None:
+    if block_tokens not in (1, 2, 4, 8) and block_tokens % TILE_TOKENS != 0:
+        raise ValueError(
+            f"a block holds 1, 2, 4, 8 or a multiple of {TILE_TOKENS} tokens, not {block_tokens}"
+        )

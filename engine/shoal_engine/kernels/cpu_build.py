@@ -29,10 +29,9 @@ class BuildError(Exception):
 
 
 @functools.cache
-def load_library() -> ctypes.CDLL:
-    """The compiled kernels, built when this machine has not built them yet (2 s). Raises BuildError."""
-    openmp = loaded_openmp()
-    command = _command(openmp)
+def load_library(architecture: str = "native") -> ctypes.CDLL:
+    """The kernels compiled for a processor, built when this machine has not built them yet (2 s). Raises BuildError."""
+    command = _command(architecture, loaded_openmp())
     name = f"kernels-{_fingerprint(command)}.so"
     try:
         path = built(_cache_folder(), name, command)
@@ -66,14 +65,22 @@ def built(folder: Path, name: str, command: Sequence[str]) -> Path:
     return path
 
 
-def _command(openmp: Path) -> list[str]:
+def _command(architecture: str, openmp: Path) -> list[str]:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), *COMPILERS))), None)
     if compiler is None:
         raise BuildError(
             "no C compiler found; install one (Debian, Ubuntu: `apt-get install gcc libc6-dev`) or set CC"
         )
-    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-    flags = ["-std=gnu11", "-O3", native, "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared"]
+    option = "-march" if platform.machine() in ("x86_64", "AMD64") else "-mcpu"
+    flags = [
+        "-std=gnu11",
+        "-O3",
+        f"{option}={architecture}",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fPIC",
+        "-shared",
+    ]
     return [compiler, *flags, *map(str, sorted(SOURCES.glob("*.c"))), str(openmp), "-lm"]
 
 

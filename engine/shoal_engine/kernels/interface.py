@@ -94,6 +94,7 @@ class Kernels(Protocol):
         qkv [T, q_size + 2*kv_size]; rope_table [max_positions, D] float32 = cos (D/2) then sin (D/2);
         rotation pairs element i with i + D/2 (the "neox" order).
         cache [num_blocks, 2, num_kv_heads, block_tokens, D]: [:, 0] keys, [:, 1] values; padding tokens have slot -1.
+        Blocks may be shared and copied whole. How a device orders the numbers inside one [block_tokens, D] is its own.
         Returns q [T, num_heads, D].
         """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -69,22 +70,33 @@ def attention_batch(
     return batch, sum(blocks) + 1
 
 
-def poisoned_cache(batch: AttentionBatch, num_blocks: int, layout: HeadLayout, dtype: torch.dtype) -> Tensor:
-    """Random keys and values in owned slots, NaN everywhere else."""
-    cache = torch.full(
-        (num_blocks, 2, layout.num_kv_heads, batch.block_tokens, layout.head_dim), float("nan")
-    )
-    for table, context in zip(batch.tables.tolist(), batch.context_lens.tolist(), strict=True):
-        for first in range(0, context, batch.block_tokens):
-            owned = min(batch.block_tokens, context - first)
-            shape = (2, layout.num_kv_heads, owned, layout.head_dim)
-            cache[table[first // batch.block_tokens], :, :, :owned] = torch.randn(shape)
-    return cache.to(dtype)
+def filled_caches(
+    kernels: CpuKernels, batch: AttentionBatch, num_blocks: int, layout: HeadLayout, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The kernels' cache and the twin's, with the same random keys and values of all visible tokens.
+
+    Everything else is NaN in the kernels' cache, and 0 in the twin's, which multiplies hidden values by zero.
+    """
+    lengths = batch.context_lens.tolist()
+    block_tokens = batch.block_tokens
+    positions = [torch.arange(length) for length in lengths]
+    slots = [
+        table[position // block_tokens].long() * block_tokens + position % block_tokens
+        for table, position in zip(batch.tables, positions, strict=True)
+    ]
+    everything = replace(batch, slots=torch.cat(slots), positions=torch.cat(positions))
+    qkv = torch.randn(sum(lengths), layout.qkv_size).to(dtype)
+    rope = rope_table(max(lengths), layout.head_dim)
+    shape = (num_blocks, 2, layout.num_kv_heads, block_tokens, layout.head_dim)
+    cache, twin_cache = torch.full(shape, float("nan"), dtype=dtype), torch.zeros(shape, dtype=dtype)
+    kernels.rotate_and_store(qkv, layout, rope, everything, cache)
+    TWIN.rotate_and_store(qkv, layout, rope, everything, twin_cache)
+    return cache, twin_cache
 
 
-def finite_cache(cache: Tensor) -> Tensor:
-    """What the twin needs: it multiplies hidden values by zero instead of leaving them out."""
-    return cache.nan_to_num(0.0)
+def rope_table(max_positions: int, head_dim: int) -> Tensor:
+    angles = torch.rand(max_positions, head_dim // 2) * 6.28
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def check_attend(
@@ -97,10 +109,10 @@ def check_attend(
     block_tokens: int = 16,
 ) -> None:
     batch, num_blocks = attention_batch(queries, contexts, block_tokens)
-    cache = poisoned_cache(batch, num_blocks, layout, dtype)
+    cache, twin_cache = filled_caches(kernels, batch, num_blocks, layout, dtype)
     q = torch.randn(sum(queries), layout.num_heads, layout.head_dim).to(dtype)
     scale = AttentionScale(layout.head_dim**-0.5, window)
-    want = TWIN.attend(q, layout, batch, finite_cache(cache), scale)
+    want = TWIN.attend(q, layout, batch, twin_cache, scale)
     assert_close(kernels.attend(q, layout, batch, cache, scale), want, dtype)
 
 
@@ -159,33 +171,46 @@ def test_silu_of_extreme_values_neither_overflows_nor_hides_nan(
         HeadLayout(2, 1, 10),
     ],
 )
-def test_rotate_and_store_equals_its_twin(
+def test_rotate_and_store_returns_the_queries_of_its_twin(
     kernels: CpuKernels, layout: HeadLayout, with_norm: bool, dtype: torch.dtype
 ) -> None:
     batch, num_blocks = attention_batch([1, 1, 20], [5, 33, 40])
     qkv = torch.randn(22, layout.qkv_size).to(dtype)
-    angles = torch.rand(64, layout.head_dim // 2) * 6.28
-    rope = torch.cat((angles.cos(), angles.sin()), dim=-1)
     norms = [torch.randn(layout.head_dim).to(dtype) for _ in range(2)] if with_norm else [None, None]
     cache = torch.zeros(num_blocks, 2, layout.num_kv_heads, 16, layout.head_dim, dtype=dtype)
-    twin_cache = cache.clone()
-    want = TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache, *norms)
+    rope = rope_table(64, layout.head_dim)
+    want = TWIN.rotate_and_store(qkv, layout, rope, batch, cache.clone(), *norms)
     assert_close(kernels.rotate_and_store(qkv, layout, rope, batch, cache, *norms), want, dtype)
-    assert_close(cache, twin_cache, dtype)
-    assert torch.equal(cache[:, 1], twin_cache[:, 1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_padding_tokens_are_not_stored(kernels: CpuKernels, dtype: torch.dtype) -> None:
+def test_stored_keys_are_normalised_as_queries_are(kernels: CpuKernels, dtype: torch.dtype) -> None:
+    layout = HeadLayout(4, 2, 64)
+    batch, num_blocks = attention_batch([30], [30])
+    qkv, norms = torch.randn(30, layout.qkv_size).to(dtype), [torch.randn(64).to(dtype) for _ in range(2)]
+    cache = torch.full((num_blocks, 2, 2, 16, 64), float("nan"), dtype=dtype)
+    twin_cache, rope, scale = torch.zeros_like(cache), rope_table(30, 64), AttentionScale(0.125)
+    q = kernels.rotate_and_store(qkv, layout, rope, batch, cache, *norms)
+    twin_q = TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache, *norms)
+    want = TWIN.attend(twin_q, layout, batch, twin_cache, scale)
+    assert_close(kernels.attend(q, layout, batch, cache, scale), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_token_is_stored_in_its_own_block_and_padding_nowhere(
+    kernels: CpuKernels, dtype: torch.dtype
+) -> None:
     layout = HeadLayout(4, 2, 64)
     batch, num_blocks = attention_batch([1, 3], [7, 20])
     padded = replace(batch, slots=torch.tensor([-1, *batch.slots[1:3].tolist(), -1]))
     cache = torch.full((num_blocks, 2, 2, 16, 64), 7.0, dtype=dtype)
     kernels.rotate_and_store(
-        torch.randn(4, layout.qkv_size).to(dtype), layout, torch.rand(32, 64), padded, cache
+        torch.randn(4, layout.qkv_size).to(dtype), layout, rope_table(32, 64), padded, cache
     )
-    written = (cache != 7.0).any(-1).all(2).all(1).nonzero().tolist()
-    assert [block * 16 + offset for block, offset in written] == sorted(batch.slots[1:3].tolist())
+    numbers_per_block = (cache != 7.0).flatten(1).sum(1)
+    want = torch.zeros(num_blocks, dtype=torch.int64)
+    want.index_add_(0, batch.slots[1:3] // 16, torch.full((2,), 2 * 2 * 64))
+    assert torch.equal(numbers_per_block, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -217,7 +242,7 @@ def test_attend_equals_its_twin_for_any_mix_of_requests(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block_tokens", [1, 8, 32, 48])
+@pytest.mark.parametrize("block_tokens", [1, 2, 8, 32, 48])
 def test_attend_equals_its_twin_for_any_block_size(
     kernels: CpuKernels, block_tokens: int, dtype: torch.dtype
 ) -> None:
@@ -231,7 +256,7 @@ def test_a_token_has_the_same_bits_alone_in_a_batch_in_a_chunk_and_on_any_number
 ) -> None:
     layout, scale, context = HeadLayout(6, 2, 64), AttentionScale(0.125), 700
     batch, num_blocks = attention_batch([context, 1], [context, 90])
-    cache = poisoned_cache(batch, num_blocks, layout, dtype)
+    cache, _ = filled_caches(kernels, batch, num_blocks, layout, dtype)
     q = torch.randn(context + 1, 6, 64).to(dtype)
 
     def attend(first: int, last: int) -> Tensor:
@@ -263,12 +288,32 @@ def test_a_token_has_the_same_bits_alone_in_a_batch_in_a_chunk_and_on_any_number
 def test_a_nan_in_a_query_stays_with_its_token(kernels: CpuKernels, dtype: torch.dtype) -> None:
     layout = HeadLayout(2, 1, 64)
     batch, num_blocks = attention_batch([1, 8], [30, 8])
-    cache = poisoned_cache(batch, num_blocks, layout, dtype)
+    cache, _ = filled_caches(kernels, batch, num_blocks, layout, dtype)
     q = torch.randn(9, 2, 64).to(dtype)
     q[4] = float("nan")
     got = kernels.attend(q, layout, batch, cache, AttentionScale(0.125))
     assert got[4].isnan().all()
     assert not got[[0, 1, 2, 3, 5, 6, 7, 8]].isnan().any()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the levels are those of x86-64")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def test_every_instruction_set_computes_the_same(level: str, dtype: torch.dtype) -> None:
+    if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
+        pytest.skip("this processor cannot run it")
+    kernels = CpuKernels(cpu_build.load_library(level))
+    for block_tokens in (8, 16):
+        check_attend(
+            kernels, [1, 1, 90], [20, 300, 400], HeadLayout(8, 2, 80), dtype, block_tokens=block_tokens
+        )
+        check_attend(
+            kernels, [1, 30], [1000, 30], HeadLayout(3, 1, 64), dtype, window=100, block_tokens=block_tokens
+        )
+    x, weight = torch.randn(5, 77).to(dtype), torch.randn(77).to(dtype)
+    assert_close(kernels.rms_norm(x, weight, 1e-5), TWIN.rms_norm(x, weight, 1e-5), dtype)
+    gate_up = (torch.randn(5, 154) * 30).to(dtype)
+    assert_close(kernels.silu_mul(gate_up), TWIN.silu_mul(gate_up), dtype)
 
 
 def test_only_one_pool_of_threads_exists(kernels: CpuKernels) -> None:
@@ -279,20 +324,22 @@ def test_only_one_pool_of_threads_exists(kernels: CpuKernels) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("cache", "block_tokens", "message"),
     [
-        (lambda cache: cache.float(), "dtype of its keys"),
-        (lambda cache: cache.transpose(3, 4).contiguous().transpose(3, 4), "contiguous"),
+        (torch.zeros(3, 2, 1, 16, 64), 16, "dtype of its keys"),
+        (torch.zeros(3, 2, 1, 64, 16, dtype=torch.bfloat16).transpose(3, 4), 16, "contiguous"),
+        (torch.zeros(3, 2, 1, 16, 63, dtype=torch.bfloat16), 16, "even"),
+        (torch.zeros(3, 2, 1, 24, 64, dtype=torch.bfloat16), 24, "multiple of 16 tokens, not 24"),
     ],
 )
 def test_a_cache_it_cannot_address_is_refused(
-    kernels: CpuKernels, change: Callable[[Tensor], Tensor], message: str
+    kernels: CpuKernels, cache: Tensor, block_tokens: int, message: str
 ) -> None:
-    layout = HeadLayout(2, 1, 64)
-    batch, num_blocks = attention_batch([1], [30])
-    cache = change(poisoned_cache(batch, num_blocks, layout, torch.bfloat16))
+    batch, _ = attention_batch([1], [30], block_tokens)
     with pytest.raises(ValueError, match=message):
-        kernels.attend(torch.randn(1, 2, 64).bfloat16(), layout, batch, cache, AttentionScale(0.125))
+        kernels.attend(
+            torch.randn(1, 2, 64).bfloat16(), HeadLayout(2, 1, 64), batch, cache, AttentionScale(0.125)
+        )
 
 
 def test_replicas_that_start_together_compile_once(tmp_path: Path) -> None:

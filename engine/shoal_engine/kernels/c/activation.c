@@ -17,7 +17,7 @@ INLINE void silu_mul_rows(const SiluMul *s, int64_t first, int64_t last, int dty
         for (int64_t i = 0; i < s->width; i += LANES) {
             int count = s->width - i < LANES ? (int)(s->width - i) : LANES;
             Floats g = load_upto(s->gate_up, gate + i, count, dtype), u = load_upto(s->gate_up, up + i, count, dtype);
-            store_upto(s->out, to + i, g / (1.0f + exp2_of(g * -log2_e)) * u, count, dtype);
+            store_upto(s->out, to + i, g / (1.0f + exp2_of(g * -log2_e, dtype == BFLOAT16)) * u, count, dtype);
         }
     }
 }

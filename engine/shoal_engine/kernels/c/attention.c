@@ -5,117 +5,123 @@
  */
 #include "attention.h"
 #include "parallel.h"
+#include "products.h"
 
-enum { KEYS = 0, VALUES = 1 };
-
-INLINE const char *token_address(const Attention *a, const Item *item, int64_t token, int kind)
+/* The head of an item in the block that holds `token`. */
+INLINE uint32_t *head_of_token(const Attention *a, const Item *item, int64_t token, int kind)
 {
     const Batch *batch = a->batch;
     int64_t block = batch->tables[item->request * batch->table_stride + token / batch->block_tokens];
-    int64_t head = (block * 2 + kind) * a->num_kv_heads + item->head;
-    return a->cache + (head * batch->block_tokens + token % batch->block_tokens) * a->head_dim * a->element_bytes;
+    return head_in_block(&a->cache, block, kind, item->head);
 }
 
-/* Tokens first..first+TILE-1. Those outside the item's range become zeros: their slots may hold anything, and a weight
- * of 0 does not make a NaN harmless. */
-INLINE const char *tile_at(const Attention *a, const Item *item, int64_t first, int kind, char *scratch)
+INLINE const uint32_t *tile_in_cache(const Attention *a, const Item *item, int64_t token, int kind, int dtype)
 {
-    int64_t bytes = a->head_dim * a->element_bytes;
-    if (a->batch->block_tokens % TILE == 0 && item->begin <= first && first + TILE <= item->end)
-        return token_address(a, item, first, kind);
-    for (int64_t i = 0; i < TILE; i++) {
-        int64_t token = first + i;
-        if (token < item->begin || token >= item->end) memset(scratch + i * bytes, 0, (size_t)bytes);
-        else memcpy(scratch + i * bytes, token_address(a, item, token, kind), (size_t)bytes);
-    }
-    return scratch;
+    int64_t words = kind == KEYS ? a->key_words * TILE : value_rows_per_tile(dtype) * a->head_dim;
+    return head_of_token(a, item, token, kind) + token % a->batch->block_tokens / TILE * words;
 }
+
+INLINE int sees(const Item *item, int64_t token) { return item->begin <= token && token < item->end; }
 
 /* Start loading a tile that will be wanted soon. */
-INLINE void prefetch_tile(const Attention *a, const Item *item, int64_t first, int kind)
+INLINE void prefetch_tile(const Attention *a, const Item *item, int64_t token, int kind, int dtype)
 {
-    if (first < item->begin || first >= item->end) return;
-    const char *tile = token_address(a, item, first, kind);
-    for (int64_t i = 0; i < TILE * a->head_dim * a->element_bytes; i += CACHE_LINE) __builtin_prefetch(tile + i, 0, 3);
+    if (a->batch->block_tokens < TILE || !sees(item, token)) return;
+    const uint32_t *tile = tile_in_cache(a, item, token, kind, dtype);
+    for (int64_t i = 0; i < a->key_words * TILE; i += CACHE_LINE / 4) __builtin_prefetch(tile + i, 0, 3);
 }
 
-INLINE void pack_keys(const Attention *a, const Item *item, int64_t base, int64_t first, int64_t last, Scratch *s, int dtype)
+/* Keys of TILE tokens: in the cache, or put together from blocks that are smaller. */
+INLINE const uint32_t *key_tile(const Attention *a, const Item *item, int64_t first, uint32_t *copy, int dtype)
 {
-    for (int64_t t = first; t < last; t += TILE) {
-        const char *tile = tile_at(a, item, base + t, KEYS, s->tile);
-        prefetch_tile(a, item, base + t, VALUES);
-        if (dtype == BFLOAT16 && !uses_pairs(dtype)) {
-            widen_tile(tile, a->head_dim, (float *)s->tile + TILE * a->head_dim);
-            tile = s->tile + TILE * a->head_dim * 4;
+    if (a->batch->block_tokens >= TILE) return tile_in_cache(a, item, first, KEYS, dtype);
+    memset(copy, 0, (size_t)(a->key_words * TILE * 4));
+    for (int64_t token = first; token < first + TILE; token++) {
+        if (!sees(item, token)) continue;
+        int64_t stride;
+        const uint32_t *key = key_in_head(&a->cache, head_of_token(a, item, token, KEYS), token % a->batch->block_tokens, &stride);
+        copy_elements(copy + token - first, TILE, key, stride, a->key_words, 4);
+    }
+    return copy;
+}
+
+/* Which halves of a row of values are visible: all bits, one half, or none. */
+INLINE uint32_t visible_bits(const Item *item, int64_t first, int64_t row, int dtype)
+{
+    if (dtype == FLOAT32) return sees(item, first + row) ? ~0u : 0;
+    return (sees(item, first + 2 * row) ? 0xffffu : 0) | (sees(item, first + 2 * row + 1) ? 0xffff0000u : 0);
+}
+
+/* Values of TILE tokens. What the item does not see becomes zero: those slots may hold anything, and a weight of 0 does
+ * not make a NaN harmless. */
+INLINE const uint32_t *value_tile(const Attention *a, const Item *item, int64_t first, uint32_t *copy, int dtype)
+{
+    const int element_bytes = dtype == BFLOAT16 ? 2 : 4;
+    int64_t rows = value_rows_per_tile(dtype), stride;
+    if (a->batch->block_tokens >= TILE && a->head_dim % LANES == 0) {
+        const uint32_t *tile = tile_in_cache(a, item, first, VALUES, dtype);
+        if (sees(item, first) && sees(item, first + TILE - 1)) return tile;
+        for (int64_t r = 0; r < rows; r++) {
+            uint32_t bits = visible_bits(item, first, r, dtype);
+            for (int64_t d = 0; d < a->head_dim; d++) copy[r * a->head_dim + d] = tile[r * a->head_dim + d] & bits;
         }
-        uint32_t *column = s->keys + t / PANEL * a->key_words * PANEL + t % PANEL;
-        transpose_tile((const uint32_t *)tile, a->key_words, column, a->key_words);
+        return copy;
     }
+    memset(copy, 0, (size_t)(rows * a->value_stride * 4));
+    for (int64_t token = first; token < first + TILE; token++) {
+        if (!sees(item, token)) continue;
+        int64_t offset = token % a->batch->block_tokens, i = token - first;
+        const void *value = value_in_head(&a->cache, head_of_token(a, item, token, VALUES), offset, &stride);
+        char *to = (char *)copy + (dtype == BFLOAT16 ? (i / 2 * a->value_stride * 2 + i % 2) * 2 : i * a->value_stride * 4);
+        copy_elements(to, 4 / element_bytes, value, stride, a->head_dim, element_bytes);
+    }
+    return copy;
 }
 
-INLINE void pack_values(const Attention *a, const Item *item, int64_t base, int64_t first, int64_t last, Scratch *s,
-                        const Item *next, int64_t next_token, int dtype)
+/* Row r is query head (head * group + r % group) of query token (r / group). */
+INLINE int64_t query_head(const Attention *a, const Item *item, int64_t row)
 {
-    for (int64_t t = first; t < last; t += TILE, next_token += TILE) {
-        const char *tile = tile_at(a, item, base + t, VALUES, s->tile);
-        if (next) prefetch_tile(a, next, next_token, KEYS);
-        if (uses_pairs(dtype))
-            interleave_tile((const uint16_t *)tile, a->head_dim, s->values + t / 2 * PANEL, a->value_panel_words);
-        else spread_tile(tile, a->head_dim, s->values + t * PANEL, a->value_panel_words, dtype);
-    }
-}
-
-/* query_rows[r]: the words of row r, which is query head head * group + r % group of query token r / group. */
-INLINE void find_queries(const Attention *a, const Item *item, Scratch *s, const uint32_t **query_rows, int dtype)
-{
-    for (int64_t r = 0; r < item->rows; r++) {
-        int64_t head = (item->first_query + r / a->group) * a->num_heads + item->head * a->group + r % a->group;
-        const char *query = a->q + head * a->head_dim * a->element_bytes;
-        query_rows[r] = (const uint32_t *)query;
-        if (dtype == BFLOAT16 && !uses_pairs(dtype)) {
-            float *wide = s->queries + r * a->head_dim;
-            for (int64_t i = 0; i < a->head_dim; i++) wide[i] = load_some(query, i, 1, BFLOAT16)[0];
-            query_rows[r] = (const uint32_t *)wide;
-        }
-    }
+    return (item->first_query + row / a->group) * a->num_heads + item->head * a->group + row % a->group;
 }
 
 /* The Partial of one span; `next` and `next_token` say whose keys are read after it. */
 INLINE void attend_span(const Attention *a, const Item *item, int64_t span, Scratch *s, Partial *out, const Item *next,
                         int64_t next_token, int dtype)
 {
-    const int pairs = uses_pairs(dtype);
     int64_t base = span * SPAN;
-    int64_t from = at_least(item->begin - base, 0), upto = at_most(item->end - base, SPAN);
-    int64_t first = from / TILE * TILE, last = round_up(upto, TILE);
-    const uint32_t *rows[item->rows];
-    find_queries(a, item, s, rows, dtype);
-    pack_keys(a, item, base, first, last, s, dtype);
-    for (int64_t t = first / PANEL * PANEL; t < last; t += PANEL)
-        panel_product(rows, s->keys + t * a->key_words, s->scores + t, SPAN, item->rows, at_most(last - t, PANEL),
-                      a->key_words, pairs);
-    for (int64_t r = 0; r < item->rows; r++) {
-        int64_t position = item->position + r / a->group - base;
-        softmax_row(s->scores + r * SPAN, first, last, a->window ? position - a->window + 1 : 0, position + 1, a->scale,
-                    pairs, out->largest + r, out->sum + r);
-        rows[r] = (const uint32_t *)(s->scores + r * SPAN) + (pairs ? first / 2 : first);
+    int64_t first = base + at_least(item->begin - base, 0) / TILE * TILE, end = at_most(item->end, base + SPAN);
+    int64_t num_tiles = (end - first + TILE - 1) / TILE;
+    const uint32_t *rows[item->rows], *tiles[SPAN / TILE];
+    Product product = {rows, item->rows, s->scores, SPAN, tiles, num_tiles, a->key_words};
+    for (int64_t r = 0; r < item->rows; r++)
+        rows[r] = (const uint32_t *)a->q + query_head(a, item, r) * a->key_words;
+    for (int64_t i = 0; i < num_tiles; i++) {
+        tiles[i] = key_tile(a, item, first + i * TILE, s->keys + i * TILE * a->key_words, dtype);
+        prefetch_tile(a, item, first + i * TILE, VALUES, dtype);
     }
-    pack_values(a, item, base, first, last, s, next, next_token, dtype);
-    for (int64_t d = 0; d < a->head_dim; d += PANEL)
-        panel_product(rows, s->values + d / PANEL * a->value_panel_words + (pairs ? first / 2 : first) * PANEL,
-                      out->values + d, a->value_stride, item->rows, at_most(a->head_dim - d, PANEL),
-                      pairs ? (last - first) / 2 : last - first, pairs);
+    dtype == BFLOAT16 ? score_product_pairs(&product) : score_product_floats(&product);
+    for (int64_t r = 0; r < item->rows; r++) {
+        int64_t position = item->position + r / a->group - first;
+        softmax_row(s->scores + r * SPAN, num_tiles * TILE, a->window ? position - a->window + 1 : 0, position + 1, a->scale,
+                    out->largest + r, out->sum + r, dtype);
+        rows[r] = (const uint32_t *)(s->scores + r * SPAN);
+    }
+    for (int64_t i = 0; i < num_tiles; i++) {
+        tiles[i] = value_tile(a, item, first + i * TILE, s->values + i * value_rows_per_tile(dtype) * a->value_stride, dtype);
+        if (next) prefetch_tile(a, next, next_token + i * TILE, KEYS, dtype);
+    }
+    product = (Product){rows, item->rows, out->values, a->value_stride, tiles, num_tiles, a->value_stride};
+    dtype == BFLOAT16 ? value_product_pairs(&product, a->head_dim) : value_product_floats(&product, a->head_dim);
 }
 
 INLINE void write_rows(const Attention *a, const Item *item, const Partial *total, int dtype)
 {
     for (int64_t r = 0; r < item->rows; r++) {
-        int64_t head = (item->first_query + r / a->group) * a->num_heads + item->head * a->group + r % a->group;
         float inverse = total->sum[r] == 0.0f ? 0.0f : 1.0f / total->sum[r];
         for (int64_t d = 0; d < a->head_dim; d += LANES) {
             int count = (int)at_most(a->head_dim - d, LANES);
             Floats value = load(total->values, r * a->value_stride + d, FLOAT32) * inverse;
-            store_upto(a->out, head * a->head_dim + d, value, count, dtype);
+            store_upto(a->out, query_head(a, item, r) * a->head_dim + d, value, count, dtype);
         }
     }
 }
@@ -192,11 +198,12 @@ int64_t shoal_attend_workspace_bytes(const Batch *batch, int64_t num_heads, int6
     return plan_attention(&a);
 }
 
-void shoal_attend(const void *q, void *out, const Batch *batch, const void *cache, void *workspace, int64_t num_heads,
+void shoal_attend(const void *q, void *out, const Batch *batch, void *blocks, void *workspace, int64_t num_heads,
                   int64_t num_kv_heads, int64_t head_dim, int64_t window, float scale, int dtype)
 {
-    Attention a = {.q = q, .out = out, .batch = batch, .cache = cache, .num_heads = num_heads, .num_kv_heads = num_kv_heads,
+    Attention a = {.q = q, .out = out, .batch = batch, .num_heads = num_heads, .num_kv_heads = num_kv_heads,
                    .head_dim = head_dim, .window = window, .scale = scale * 0x1.715476p0f, .dtype = dtype};
+    a.cache = (Cache){blocks, num_kv_heads, batch->block_tokens, head_dim, dtype};
     plan_attention(&a);
     a.workspace = (char *)(((uintptr_t)workspace + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     run_parallel(attend_work, &a, batch->num_threads, batch->num_threads > 1 && a.num_units > 1);

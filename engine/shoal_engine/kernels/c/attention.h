@@ -7,20 +7,21 @@
 #pragma once
 
 #include "batch.h"
-#include "kv_tiles.h"
+#include "cache.h"
 #include "softmax.h"
 
 enum { SPAN = 256, MAX_ROWS = 64, ITEMS_PER_THREAD = 4, CACHE_LINE = 64 };
 
 typedef struct {
-    const char *q, *cache;
+    const char *q;
     char *out, *workspace;
     const Batch *batch;
+    Cache cache;
     int64_t num_heads, num_kv_heads, head_dim, window; /* window 0: all tokens are visible */
     float scale;                                       /* includes log2(e) */
     int dtype;
     /* what follows from them, see plan_attention */
-    int64_t element_bytes, group, item_queries, item_rows, key_words, value_stride, value_panel_words;
+    int64_t group, item_queries, item_rows, key_words, value_stride;
     int64_t num_items, num_units, scratch_bytes, partial_floats;
     int by_span;
     int64_t claimed_units, claimed_items;
@@ -39,19 +40,14 @@ typedef struct {
 
 /* One thread's memory. */
 typedef struct {
-    uint32_t *keys, *values; /* panels of one span */
+    uint32_t *keys, *values; /* tiles of one span that cannot be read where they lie */
     float *scores;           /* [item_rows][SPAN] */
-    char *tile;              /* TILE tokens, then the same as floats */
-    float *queries;          /* [item_rows][head_dim] when they must be widened */
     Partial span, total;
 } Scratch;
 
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 INLINE int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 INLINE int64_t at_least(int64_t n, int64_t limit) { return n > limit ? n : limit; }
-
-/* Whether scores and values are sums over bfloat16 pairs rather than floats. */
-INLINE int uses_pairs(int dtype) { return HAS_BF16_DOT && dtype == BFLOAT16; }
 
 static int64_t items_of_request(const Attention *a, int64_t request)
 {
@@ -64,18 +60,20 @@ static int64_t spans_of_request(const Attention *a, int64_t request)
     return ((int64_t)a->batch->context_lens[request] + SPAN - 1) / SPAN;
 }
 
+static int64_t span_value_words(const Attention *a)
+{
+    return SPAN / TILE * value_rows_per_tile(a->dtype) * a->value_stride;
+}
+
 /* Fill in what follows from the arguments. Returns the bytes of workspace that the call needs. */
 static int64_t plan_attention(Attention *a)
 {
     const Batch *batch = a->batch;
-    int pairs = uses_pairs(a->dtype);
-    a->element_bytes = a->dtype == BFLOAT16 ? 2 : 4;
     a->group = a->num_heads / a->num_kv_heads;
     a->item_queries = at_most(at_least(MAX_ROWS / a->group, 1), at_least(batch->max_query_len, 1));
     a->item_rows = a->item_queries * a->group;
-    a->key_words = pairs ? a->head_dim / 2 : a->head_dim;
+    a->key_words = words_per_head(a->head_dim, a->dtype);
     a->value_stride = round_up(a->head_dim, LANES);
-    a->value_panel_words = (pairs ? SPAN / 2 : SPAN) * PANEL;
     a->partial_floats = round_up(a->item_rows * (2 + a->value_stride), CACHE_LINE);
     int64_t span_units = 0;
     for (int64_t r = 0; r < batch->num_requests; r++) {
@@ -85,8 +83,7 @@ static int64_t plan_attention(Attention *a)
     }
     a->by_span = batch->num_threads > 1 && a->num_items < ITEMS_PER_THREAD * batch->num_threads;
     a->num_units = a->by_span ? span_units : a->num_items;
-    int64_t words = a->key_words * SPAN + (a->head_dim + PANEL - 1) / PANEL * a->value_panel_words
-                    + a->item_rows * (SPAN + a->head_dim) + 2 * TILE * a->head_dim + 2 * a->partial_floats;
+    int64_t words = a->key_words * SPAN + span_value_words(a) + a->item_rows * SPAN + 2 * a->partial_floats;
     a->scratch_bytes = round_up(words * 4, 4096);
     return CACHE_LINE + batch->num_threads * a->scratch_bytes + (a->by_span ? span_units * a->partial_floats * 4 : 0);
 }
@@ -101,10 +98,8 @@ static Scratch scratch_of(const Attention *a, int64_t thread)
     Scratch s;
     s.keys = (uint32_t *)(a->workspace + thread * a->scratch_bytes);
     s.values = s.keys + a->key_words * SPAN;
-    s.scores = (float *)(s.values + (a->head_dim + PANEL - 1) / PANEL * a->value_panel_words);
-    s.queries = s.scores + a->item_rows * SPAN;
-    s.tile = (char *)(s.queries + a->item_rows * a->head_dim);
-    s.span = partial_at(a, (float *)s.tile + 2 * TILE * a->head_dim);
+    s.scores = (float *)(s.values + span_value_words(a));
+    s.span = partial_at(a, s.scores + a->item_rows * SPAN);
     s.total = partial_at(a, s.span.largest + a->partial_floats);
     return s;
 }

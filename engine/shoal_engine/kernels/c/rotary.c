@@ -1,13 +1,14 @@
 /* rotate_and_store of kernels/interface.py. */
 #include "batch.h"
+#include "cache.h"
 #include "parallel.h"
-#include "vectors.h"
 
 typedef struct {
     const void *qkv;
     const float *angles;
     const Batch *batch;
-    void *cache, *q_out;
+    Cache cache;
+    void *q_out;
     const void *q_norm, *k_norm; /* NULL: heads are not normalised */
     int64_t num_heads, num_kv_heads, head_dim;
     float eps;
@@ -42,25 +43,34 @@ INLINE void rotate(const Rotary *r, const void *head, const float *angles, const
     }
 }
 
+/* Rotate one token's keys into the cache, and copy its values. `kv` are its key heads, then its value heads. */
+INLINE void store_token(const Rotary *r, const char *kv, const float *angles, int64_t slot, int dtype)
+{
+    const Cache *cache = &r->cache;
+    const int element_bytes = dtype == BFLOAT16 ? 2 : 4;
+    int64_t head_bytes = r->head_dim * element_bytes, words = words_per_head(r->head_dim, dtype), stride;
+    int64_t block = slot / cache->block_tokens, offset = slot % cache->block_tokens;
+    uint32_t key[r->head_dim];
+    for (int64_t h = 0; h < r->num_kv_heads; h++) {
+        rotate(r, kv + h * head_bytes, angles, r->k_norm, key, dtype);
+        uint32_t *key_to = key_in_head(cache, head_in_block(cache, block, KEYS, h), offset, &stride);
+        copy_elements(key_to, stride, key, 1, words, 4);
+        void *value_to = value_in_head(cache, head_in_block(cache, block, VALUES, h), offset, &stride);
+        copy_elements(value_to, stride, kv + (r->num_kv_heads + h) * head_bytes, 1, r->head_dim, element_bytes);
+    }
+}
+
 INLINE void rotate_tokens(const Rotary *r, int64_t first, int64_t last, int dtype)
 {
-    const Batch *batch = r->batch;
     int64_t head_bytes = r->head_dim * (dtype == BFLOAT16 ? 2 : 4), token_heads = r->num_heads + 2 * r->num_kv_heads;
-    int64_t cache_head_bytes = batch->block_tokens * head_bytes, half_block_bytes = r->num_kv_heads * cache_head_bytes;
     for (int64_t token = first; token < last; token++) {
         const char *head = (const char *)r->qkv + token * token_heads * head_bytes;
-        const float *angles = r->angles + batch->positions[token] * r->head_dim;
+        const float *angles = r->angles + r->batch->positions[token] * r->head_dim;
         char *q_out = (char *)r->q_out + token * r->num_heads * head_bytes;
         for (int64_t h = 0; h < r->num_heads; h++, head += head_bytes, q_out += head_bytes)
             rotate(r, head, angles, r->q_norm, q_out, dtype);
-        int64_t slot = batch->slots[token];
-        if (slot < 0) continue; /* padding: it has no place in the cache */
-        int64_t block = slot / batch->block_tokens, offset = slot % batch->block_tokens;
-        char *to = (char *)r->cache + 2 * block * half_block_bytes + offset * head_bytes;
-        for (int64_t h = 0; h < r->num_kv_heads; h++, head += head_bytes, to += cache_head_bytes) {
-            rotate(r, head, angles, r->k_norm, to, dtype);
-            memcpy(to + half_block_bytes, head + r->num_kv_heads * head_bytes, (size_t)head_bytes);
-        }
+        int64_t slot = r->batch->slots[token]; /* negative: padding, it has no place in the cache */
+        if (slot >= 0) store_token(r, head, angles, slot, dtype);
     }
 }
 
@@ -73,10 +83,11 @@ static void rotary_work(void *job)
     else rotate_tokens(r, first, last, FLOAT32);
 }
 
-void shoal_rotate_and_store(const void *qkv, const float *angles, const Batch *batch, void *cache, void *q_out,
+void shoal_rotate_and_store(const void *qkv, const float *angles, const Batch *batch, void *blocks, void *q_out,
                             const void *q_norm, const void *k_norm, int64_t num_heads, int64_t num_kv_heads,
                             int64_t head_dim, float eps, int dtype, int norm_dtype)
 {
+    Cache cache = {blocks, num_kv_heads, batch->block_tokens, head_dim, dtype};
     Rotary r = {qkv, angles, batch, cache, q_out, q_norm, k_norm, num_heads, num_kv_heads, head_dim, eps, dtype, norm_dtype};
     run_parallel(rotary_work, &r, 0, batch->num_tokens * (num_heads + 2 * num_kv_heads) * head_dim >= WORTH_SHARING);
 }

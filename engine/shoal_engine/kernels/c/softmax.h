@@ -13,14 +13,14 @@ typedef struct {
 /* The base of no visible score is 0, so that -inf - base stays -inf. */
 INLINE float exponent_base(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 
-/* scores[first..last-1] -> weights e^(scale (score - largest)), 0 outside from..upto-1; as bfloat16 in place with `pairs`.
- * first and last are multiples of LANES. `scale` includes log2(e). Returns through *largest and *sum. */
-INLINE void softmax_row(float *scores, int64_t first, int64_t last, int64_t from, int64_t upto, float scale, int pairs,
-                        float *largest, float *sum)
+/* scores[0..count-1] -> weights e^(scale (score - largest)), 0 outside from..upto-1; as bfloat16 in place when `dtype`
+ * is. `count` is a multiple of LANES; `scale` includes log2(e). Returns through *largest and *sum. */
+INLINE void softmax_row(float *scores, int64_t count, int64_t from, int64_t upto, float scale, float *largest, float *sum,
+                        int dtype)
 {
     const Ints lanes = lane_numbers();
     Floats highest = splat(-INFINITY), total = {0};
-    for (int64_t i = first; i < last; i += LANES) {
+    for (int64_t i = 0; i < count; i += LANES) {
         Floats x = load(scores, i, FLOAT32);
         if (i < from || i + LANES > upto) {
             Ints at = lanes + (int32_t)i;
@@ -31,9 +31,9 @@ INLINE void softmax_row(float *scores, int64_t first, int64_t last, int64_t from
     }
     *largest = largest_of(highest);
     float base = exponent_base(*largest);
-    for (int64_t i = first; i < last; i += LANES) {
-        Floats weight = exp2_of((load(scores, i, FLOAT32) - base) * scale);
-        if (pairs) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        Floats weight = exp2_of((load(scores, i, FLOAT32) - base) * scale, dtype == BFLOAT16);
+        if (dtype == BFLOAT16) {
             /* Half as wide: writes stay behind reads. The sum counts what will be multiplied, not what was rounded away. */
             Halves rounded = narrow(weight);
             memcpy((uint16_t *)scores + i, &rounded, sizeof rounded);
@@ -52,7 +52,7 @@ INLINE void merge_partials(const Partial *into, const Partial *from, int64_t row
     for (int64_t r = 0; r < rows; r++) {
         float largest = into->largest[r] > from->largest[r] ? into->largest[r] : from->largest[r];
         float base = exponent_base(largest);
-        Floats factors = exp2_of((Floats){(into->largest[r] - base) * scale, (from->largest[r] - base) * scale});
+        Floats factors = exp2_of((Floats){(into->largest[r] - base) * scale, (from->largest[r] - base) * scale}, 0);
         float keep = factors[0], add = factors[1];
         into->largest[r] = largest;
         into->sum[r] = into->sum[r] * keep + from->sum[r] * add;

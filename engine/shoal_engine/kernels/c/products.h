@@ -1,0 +1,134 @@
+/* The two products of attention, query . key and weight . value, for some rows of queries at once. Knows no softmax.
+ *
+ * Operands are 32-bit words as cache.h defines them. Every sum runs in the order of its words, so a result has the same
+ * bits however rows, tokens and elements are grouped. Compiled once per dtype: inlining them would take seconds.
+ */
+#pragma once
+
+#include "cache.h"
+
+/* Multiply-add takes about ten cycles on the processors that do two a cycle: 20 sums must be on their way. With 32
+ * registers 3 rows x 8 vectors are, and with 16 registers 3 x 4. */
+enum { MAX_ROWS_AT_ONCE = 3, MAX_VECTORS = LANES == 8 ? 4 : 8, MAX_VALUE_VECTORS = MAX_VECTORS / 2 };
+
+/* sum + a * b, a word of one row times words of LANES columns. */
+INLINE Floats multiply_add(uint32_t a, Words b, Floats sum, int dtype)
+{
+    float low, high;
+    if (dtype == FLOAT32) {
+        memcpy(&low, &a, sizeof low);
+        return low * (Floats)b + sum;
+    }
+#if HAS_BF16_DOT
+    (void)low, (void)high;
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+#else
+    uint32_t low_bits = a << 16, high_bits = a & 0xffff0000u;
+    memcpy(&low, &low_bits, sizeof low);
+    memcpy(&high, &high_bits, sizeof high);
+    return high * (Floats)(b & 0xffff0000u) + (low * (Floats)(b << 16) + sum);
+#endif
+}
+
+INLINE Words load_words(const uint32_t *from)
+{
+    Words words;
+    memcpy(&words, from, sizeof words);
+    return words;
+}
+
+typedef struct {
+    const uint32_t *const *rows; /* left operand: words of each row */
+    int64_t num_rows;
+    float *out; /* [num_rows][stride] */
+    int64_t stride;
+    const uint32_t *const *tiles; /* right operand */
+    int64_t num_tiles;
+    int64_t words; /* scores: words per head. values: words from one row of a tile to the next */
+} Product;
+
+INLINE void score_block(const int rows, const Product *p, int64_t row, int64_t first_tile, int dtype)
+{
+    Floats sums[MAX_ROWS_AT_ONCE][MAX_VECTORS] = {0};
+    const uint32_t *column[MAX_VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < MAX_VECTORS; v++) {
+        /* Behind the last tile the last is repeated: nobody reads those scores. */
+        int64_t tile = first_tile + v * LANES / TILE;
+        column[v] = p->tiles[tile < p->num_tiles ? tile : p->num_tiles - 1] + v * LANES % TILE;
+    }
+    for (int64_t w = 0; w < p->words; w++)
+#pragma GCC unroll 8
+        for (int v = 0; v < MAX_VECTORS; v++) {
+            Words keys = load_words(column[v] + w * TILE);
+#pragma GCC unroll 3
+            for (int r = 0; r < rows; r++) sums[r][v] = multiply_add(p->rows[row + r][w], keys, sums[r][v], dtype);
+        }
+#pragma GCC unroll 3
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < MAX_VECTORS; v++)
+            store(p->out + (row + r) * p->stride, first_tile * TILE + v * LANES, sums[r][v], FLOAT32);
+}
+
+/* Even and odd tiles have sums of their own, added at the end, for there are only half as many vectors in a head. */
+INLINE void value_block(const int rows, const int vectors, const Product *p, int64_t row, int64_t column, int dtype)
+{
+    const int64_t tile_rows = value_rows_per_tile(dtype);
+    Floats sums[2][MAX_ROWS_AT_ONCE][MAX_VALUE_VECTORS] = {0};
+    int64_t tile = 0;
+    for (; tile + 1 < p->num_tiles; tile += 2)
+        for (int64_t i = 0; i < tile_rows; i++)
+#pragma GCC unroll 2
+            for (int odd = 0; odd < 2; odd++)
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++) {
+                    Words values = load_words(p->tiles[tile + odd] + i * p->words + column + v * LANES);
+#pragma GCC unroll 3
+                    for (int r = 0; r < rows; r++)
+                        sums[odd][r][v] = multiply_add(p->rows[row + r][(tile + odd) * tile_rows + i], values, sums[odd][r][v], dtype);
+                }
+    for (int64_t i = 0; tile < p->num_tiles && i < tile_rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            Words values = load_words(p->tiles[tile] + i * p->words + column + v * LANES);
+#pragma GCC unroll 3
+            for (int r = 0; r < rows; r++)
+                sums[0][r][v] = multiply_add(p->rows[row + r][tile * tile_rows + i], values, sums[0][r][v], dtype);
+        }
+#pragma GCC unroll 3
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++)
+            store(p->out + (row + r) * p->stride, column + v * LANES, sums[0][r][v] + sums[1][r][v], FLOAT32);
+}
+
+/* Call BLOCK(rows, ...) until all rows are done. The number is a constant in each call, so that loops unroll; four rows
+ * go as 2 + 2, for a single one would leave the multipliers waiting. */
+#define FOR_ROWS(p, BLOCK, ...)                                                              \
+    do {                                                                                     \
+        int64_t row = 0, count = (p)->num_rows;                                              \
+        for (; count - row == 3 || count - row > 4; row += 3) BLOCK(3, __VA_ARGS__);         \
+        for (; count - row >= 2; row += 2) BLOCK(2, __VA_ARGS__);                            \
+        if (row < count) BLOCK(1, __VA_ARGS__);                                              \
+    } while (0)
+
+/* out[r][16 i + t] = row r . key t of tile i; columns up to the next multiple of MAX_VECTORS * LANES are overwritten. */
+INLINE void score_product(const Product *p, int dtype)
+{
+    for (int64_t tile = 0; tile < p->num_tiles; tile += MAX_VECTORS * LANES / TILE) FOR_ROWS(p, score_block, p, row, tile, dtype);
+}
+
+/* out[r][d] = sum over tokens of weight * value, for d < columns rounded up to LANES */
+INLINE void value_product(const Product *p, int64_t columns, int dtype)
+{
+    const int width = MAX_VALUE_VECTORS * LANES;
+    int64_t d = 0;
+    for (; d + width <= columns; d += width) FOR_ROWS(p, value_block, MAX_VALUE_VECTORS, p, row, d, dtype);
+    for (; d < columns; d += LANES) FOR_ROWS(p, value_block, 1, p, row, d, dtype);
+}
+
+static __attribute__((noinline)) void score_product_floats(const Product *p) { score_product(p, FLOAT32); }
+static __attribute__((noinline)) void score_product_pairs(const Product *p) { score_product(p, BFLOAT16); }
+static __attribute__((noinline)) void value_product_floats(const Product *p, int64_t columns) { value_product(p, columns, FLOAT32); }
+static __attribute__((noinline)) void value_product_pairs(const Product *p, int64_t columns) { value_product(p, columns, BFLOAT16); }
