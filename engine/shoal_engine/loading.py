@@ -159,6 +159,7 @@ def _engine(
             device=str(place.device),
             dtype=str(place.dtype).removeprefix("torch."),
             load_seconds=phases,
+            max_requests=max_num_seqs + (limits.max_num_queued_reqs or 0),
         ),
     )
 

@@ -35,6 +35,7 @@ class Prompt:
 def check_body(service: Service, body: Generate) -> tuple[Prompts, Ready, SamplingParams]:
     """Refuse what can be refused before the prompt is looked at. Raises EngineError."""
     prompts, ready = service.open()
+    service.client.check_room(1)  # before the prompt costs anything
     check_model(body.model, service.model)
     check_supported(body)
     if body.request_id is not None:

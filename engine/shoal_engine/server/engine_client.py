@@ -25,6 +25,7 @@ from shoal_engine.messages import Abort, Failed, FromEngine, Loading, Output, Ou
 from shoal_engine.server.engine_child import EngineChild
 from shoal_engine.server.generation import Generation
 from shoal_engine.server.limits import Limits
+from shoal_engine.server.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class EngineClient(asyncio.Protocol):
         self._open: dict[str, Open] = {}
         self._serials = itertools.count()
         self._open_since_ns: int | None = None
+        self._pace = Pace()
         self._decoder = FrameDecoder[FromEngine](FromEngine)
         self._last_words: Failed | None = None
         self._stopping = False
@@ -106,10 +108,23 @@ class EngineClient(asyncio.Protocol):
             return 0.0
         return stalled_s(self._child.heartbeat.read(), self._open_since_ns, time.monotonic_ns())
 
+    def check_room(self, count: int) -> None:
+        """Raise QueueFull if the engine would refuse `count` more requests; it need not be asked for that."""
+        most = self.ready.max_requests if self.ready else 0
+        if most and len(self._open) + count > most:
+            raise QueueFull(
+                f"The engine has {len(self._open)} requests and takes {most}. Try again later.",
+                retry_after_s=self._pace.retry_after_s(len(self._open)),
+            )
+
     def submit(self, generation: Generation, submits: Sequence[Submit]) -> None:
-        """Hand a request's generations to the engine, under ids of our own. Raises EngineUnavailable."""
+        """Hand a request's generations to the engine, under ids of our own.
+
+        Raises EngineUnavailable and QueueFull; the engine itself may refuse them later, as an output.
+        """
         if self._transport is None or self.ready is None or self.ended.done():
             raise EngineUnavailable("The engine is not running. Try again, or another replica.")
+        self.check_room(len(submits))
         generation.submits = [msgspec.structs.replace(each, id=str(next(self._serials))) for each in submits]
         if not self._open:
             self._open_since_ns = time.monotonic_ns()
@@ -208,6 +223,7 @@ class EngineClient(asyncio.Protocol):
 
     def _close(self, request_id: str, reason: str, now_s: float) -> None:
         self._listener.on_finish(self._open.pop(request_id), reason, now_s)
+        self._pace.on_finish(now_s)
         if not self._open:
             self._open_since_ns = None
 

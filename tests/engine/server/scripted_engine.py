@@ -35,6 +35,7 @@ class Script(msgspec.Struct):
     max_model_len: int = 2048
     max_queued: int = 1_000
     max_running: int = 1_000
+    max_requests: int = 0
 
 
 @dataclass(slots=True)
@@ -56,7 +57,16 @@ class ScriptedEngine:
 
     @property
     def ready(self) -> Ready:
-        return Ready(self.script.max_model_len, 128, 16, VOCABULARY, "cpu", "float32", {"weights": 0.5})
+        return Ready(
+            self.script.max_model_len,
+            128,
+            16,
+            VOCABULARY,
+            "cpu",
+            "float32",
+            {"weights": 0.5},
+            self.script.max_requests,
+        )
 
     @property
     def has_work(self) -> bool:

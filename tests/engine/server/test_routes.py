@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.server.running import MODEL, Running, events, model_text, serving
+from tests.engine.server.running import MODEL, Running, events, model_text, serving, until
 from tests.engine.server.scripted_engine import BAD, EOS, REFUSE, Script
 
 USER = [{"role": "user", "content": "Say something."}]
@@ -358,6 +358,19 @@ def test_a_full_queue_is_429_with_a_time_to_come_back() -> None:
             assert answer.headers["x-shoal-not-started"] == "true"
         assert server.metric("vllm:admission_rejections_total", reason="queue_full") == len(full)
         assert server.metric("vllm:request_success_total", finished_reason="error") == len(full)
+
+
+def test_what_the_engine_would_refuse_is_refused_without_asking_it() -> None:
+    with serving(Script(max_requests=3, max_running=1, step_s=0.01)) as server, ThreadPoolExecutor(3) as pool:
+        assert server.complete(max_tokens=1, n=4).status_code == 429
+        running = [pool.submit(server.complete, max_tokens=100) for _ in range(3)]
+        until(lambda: server.open_requests() == 3)
+        full = server.complete(max_tokens=1)
+        assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+        assert 1 <= int(full.headers["retry-after"]) <= 60
+        assert full.headers["x-shoal-not-started"] == "true"
+        assert {each.result().status_code for each in running} == {200}
+        assert server.complete(max_tokens=1).status_code == 200
 
 
 def test_metrics_follow_the_requests(server: Running) -> None:
