@@ -40,7 +40,7 @@ class Truncation:
     any_top_p: bool
 
     def take(self, rows: Tensor) -> Truncation:
-        """Some of the rows; the caller hands `keep` their whole vocabulary."""
+        """Some of the rows; for a caller that looks at their whole vocabulary."""
         return Truncation(
             self.min_p[rows], self.top_k[rows], self.top_p[rows], None, self.max_top_k, self.any_top_p
         )

@@ -1,6 +1,6 @@
 """Log-probabilities of chosen and likeliest tokens from raw logits, as the model gave them. Chooses nothing.
 
-The full log-softmax is never kept: rows are read in chunks of bounded bytes and reduced to a few numbers each.
+The full log-softmax is never kept: rows are read a few at a time and reduced to a few numbers each.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from shoal_engine.errors import EngineError
 from shoal_engine.messages import Logprob, TokenLogprobs
 from shoal_engine.sampling_params import MAX_LOGPROBS
 from shoal_engine.selection import largest
+from shoal_engine.working_set import rows_at_a_time
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits at a time
+CHUNK_BYTES = 64 * 2**20  # of float32 logits: enough rows for an efficient product with the output layer
 MIN_LOGPROB = -9999.0  # stands for -Inf, which JSON cannot say; OpenAI's own floor
 
 
@@ -24,7 +25,7 @@ MIN_LOGPROB = -9999.0  # stands for -Inf, which JSON cannot say; OpenAI's own fl
 class RankedLogprobs:
     """For n rows, on the logits' device. A rank is 1 + the number of tokens that are strictly likelier.
 
-    chosen [n, 2] float64 = logprob, rank; token_ids [n], finite [n]; top_ids and top [n, m] by falling logprob,
+    chosen [n, 2] float32 = logprob, rank; token_ids [n], finite [n]; top_ids and top [n, m] by falling logprob,
     m = MAX_LOGPROBS whatever the rows ask for, so that what one gets does not depend on its neighbours.
     """
 
@@ -51,13 +52,13 @@ class RankedLogprobs:
 
 
 def rows_per_chunk(vocab_size: int) -> int:
-    """How many rows of logits to compute at a time, so that a long prompt with logprobs costs CHUNK_BYTES."""
+    """How many rows of logits a caller should compute at a time, so that a long prompt costs CHUNK_BYTES."""
     return max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
 def ranked_logprobs(logits: Tensor, token_ids: Tensor) -> RankedLogprobs:
     """logits [n, V] of any float dtype, token_ids [n] int64 in range -> logprobs of these and of the likeliest tokens."""
-    step = rows_per_chunk(logits.shape[1])
+    step = rows_at_a_time(logits.shape[1], logits.device)
     parts = [
         _ranked(logits[start : start + step].float(), token_ids[start : start + step])
         for start in range(0, len(token_ids), step)
@@ -93,11 +94,11 @@ def _ranked(x: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     """x [n, V] float32, n >= 1. A logprob is (logit - largest) + log of the largest probability."""
     value = x.gather(1, token_ids.unsqueeze(1))
     # As floats: on a CPU a comparison into bools and their sum take four times as long.
-    rank = 1.0 + torch.gt(x, value, out=torch.empty_like(x)).sum(1, keepdim=True, dtype=torch.float64)
+    rank = 1.0 + torch.gt(x, value, out=torch.empty_like(x)).sum(1, keepdim=True)  # exact below 2^24
     top_ids, top = _top(x)
     likeliest = x.softmax(1).amax(1, keepdim=True).log()
     logprobs = (torch.cat((value, top), dim=1) - top[:, :1] + likeliest).clamp(min=MIN_LOGPROB)
-    chosen = torch.cat((logprobs[:, :1].double(), rank), dim=1)
+    chosen = torch.cat((logprobs[:, :1], rank), dim=1)
     return likeliest[:, 0].isfinite(), chosen, top_ids, logprobs[:, 1:]
 
 

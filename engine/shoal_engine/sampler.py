@@ -76,12 +76,14 @@ class Sampler:
 
         Adding a known id again replaces its state and keeps its seed: for when sampled tokens were thrown away.
         """
-        self._batch = None
+        if request_id in self._state.index:
+            self._batch = None
         self._state.add(request_id, params, prompt_token_ids, output_token_ids, eos_ids)
 
     def remove(self, request_id: str) -> None:
         """Forget a request. Unknown ids are fine: it may have ended before it was ever sampled."""
-        self._batch = None
+        if request_id in self._state.index:
+            self._batch = None
         self._state.remove(request_id)
 
     def sample(self, logits: Tensor, request_ids: Sequence[str]) -> Sampled:

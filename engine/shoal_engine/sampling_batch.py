@@ -18,8 +18,7 @@ from shoal_engine.draws import Truncation, draw, draw_truncated, greedy
 from shoal_engine.logit_edits import LogitEdits, RowEdits, gather_edits
 from shoal_engine.sampling_rows import GREEDY, NO_SLOT, PLAIN, TRUNCATED, SamplingRows
 from shoal_engine.token_history import Penalties, TokenHistory
-
-PART_BYTES = 16 * 2**20  # of float32 logits worked on at a time: temporaries stay small and near the cores
+from shoal_engine.working_set import rows_at_a_time
 
 Rows = Tensor | slice  # a slice where that avoids a copy
 Values = NDArray[Any]  # of sampling_rows
@@ -84,8 +83,7 @@ class SamplingBatch:
         self.ids = list(ids)
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("a request may have one row in a batch")
-        self.rows = np.array([state.index[request_id] for request_id in ids], dtype=np.int64)
-        values = state.values[self.rows]
+        self.rows, values = state.gather(ids)
         self.keys: NDArray[np.uint64] = values["key"]
         remaining = values["min_tokens"] - values["position"]
         self.steps_left = int(remaining.min(initial=_FOREVER, where=remaining > 0))
@@ -105,7 +103,7 @@ def _parts(
     plain_greedy = (
         not any(edits) and bool((values["kind"] == GREEDY).all()) and bool((values["slot"] == NO_SLOT).all())
     )
-    step = len(values) if plain_greedy else max(1, PART_BYTES // (4 * vocab_size))
+    step = len(values) if plain_greedy else rows_at_a_time(vocab_size, device)
     spans = [
         slice(start, min(start + step, len(values))) for start in range(0, max(len(values), 1), max(step, 1))
     ]

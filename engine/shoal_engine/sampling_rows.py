@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shoal_engine.errors import InvalidRequest
 from shoal_engine.logit_edits import Ids, RowEdits
@@ -51,6 +53,9 @@ class SamplingRows:
         self._vocab_size = vocab_size
         self._free = [0]
         self._seeds = random.Random(seed)
+        self._unseen: dict[
+            int, tuple[Ids, Ids]
+        ] = {}  # prompt and output, of penalised rows before their first batch
 
     def add(
         self,
@@ -65,7 +70,7 @@ class SamplingRows:
         seen = None
         if params.needs_penalties:
             seen = _ids("prompt", prompt, self._vocab_size), _ids("prompt", output, self._vocab_size)
-            if not prompt:
+            if not len(prompt):
                 raise InvalidRequest("the prompt must have at least one token", param="prompt")
         known = self.index.get(request_id)
         if known is None:
@@ -76,8 +81,9 @@ class SamplingRows:
         row = self._take_row()
         self.index[request_id] = row
         self.edits[row] = edits
-        slot = NO_SLOT if seen is None else self.history.add(*seen)
-        self.values[row] = self._numbers(params, key, len(output), slot)
+        if seen is not None:
+            self._unseen[row] = seen
+        self.values[row] = self._numbers(params, key, len(output))
 
     def remove(self, request_id: str) -> None:
         row = self.index.pop(request_id, None)
@@ -85,9 +91,17 @@ class SamplingRows:
             slot = int(self.values["slot"][row])
             if slot != NO_SLOT:
                 self.history.release(slot)
+            self._unseen.pop(row, None)
             self._free.append(row)
 
-    def _numbers(self, params: SamplingParams, key: int, position: int, slot: int) -> tuple[object, ...]:
+    def gather(self, request_ids: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Row numbers and values of a batch. Only now does a penalised request take a slot: one that waits costs little."""
+        rows = np.array([self.index[request_id] for request_id in request_ids], dtype=np.int64)
+        for row in self._unseen.keys() & set(rows.tolist()) if self._unseen else ():
+            self.values["slot"][row] = self.history.add(*self._unseen.pop(row))
+        return rows, self.values[rows]
+
+    def _numbers(self, params: SamplingParams, key: int, position: int) -> tuple[object, ...]:
         top_k = params.top_k if 0 < params.top_k < self._vocab_size else self._vocab_size
         truncates = top_k < self._vocab_size or params.top_p < 1.0 or params.min_p > 0.0
         kind = GREEDY if params.greedy or top_k == 1 else TRUNCATED if truncates else PLAIN
@@ -103,7 +117,7 @@ class SamplingRows:
             params.repetition_penalty,
             params.frequency_penalty,
             params.presence_penalty,
-            slot,
+            NO_SLOT,
             -1 if params.logprobs is None else params.logprobs,
         )
 
@@ -133,7 +147,8 @@ def row_edits(params: SamplingParams, eos_ids: Collection[int], vocab_size: int)
             )
     ending = np.zeros(0, dtype=np.int64)
     if params.min_tokens:
-        ending = np.union1d(stops, _ids("eos", eos_ids, vocab_size))
+        # An EOS id beyond the logits is a slip of the checkpoint, not of the request; it can never be drawn.
+        ending = np.union1d(stops, [token for token in eos_ids if token < vocab_size]).astype(np.int64)
         left = vocab_size - len(ending) if allowed is None else len(np.setdiff1d(allowed, ending))
         if not left:
             raise InvalidRequest(

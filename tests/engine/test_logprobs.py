@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from shoal_engine.errors import EngineError
-from shoal_engine.logprobs import MIN_LOGPROB, prompt_logprobs, ranked_logprobs, rows_per_chunk
+from shoal_engine.logprobs import MIN_LOGPROB, prompt_logprobs, ranked_logprobs
 from shoal_engine.messages import Logprob, TokenLogprobs
 from shoal_engine.sampler import Sampler
 from shoal_engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from shoal_engine.working_set import rows_at_a_time
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -61,7 +62,7 @@ def test_an_excluded_token_has_the_lowest_logprob_that_json_can_say() -> None:
 
 def test_rows_beyond_one_chunk_get_the_same_logprobs() -> None:
     vocab = 2**19
-    rows = rows_per_chunk(vocab) + 2
+    rows = 2 * rows_at_a_time(vocab, torch.device("cpu")) + 1
     x = logits(1, vocab).expand(rows, -1)
     messages = ranked_logprobs(x, torch.arange(rows)).messages([1] * rows)
     assert len(messages) == rows

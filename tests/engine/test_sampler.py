@@ -19,7 +19,7 @@ from torch import Tensor
 from shoal_engine.errors import InvalidRequest
 from shoal_engine.sampler import Sampler
 from shoal_engine.sampling_params import SamplingParams
-from shoal_engine.sampling_rows import SamplingRows
+from shoal_engine.sampling_rows import NO_SLOT, SamplingRows
 
 CPU = torch.device("cpu")
 DEVICES = [CPU] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
@@ -131,7 +131,7 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_tokens_follow_the_plain_implementation(name: str, device: torch.device) -> None:
-    draws, vocab = 6000, 151
+    draws, vocab = 8000, 151  # more rows than are worked on at a time
     row = random_logits(1, vocab, seed=len(name))
     prompt, output = [3, 9, 9, 17, 60], [9, 9, 30, 41]
     sampler = Sampler(vocab, device)
@@ -476,6 +476,15 @@ def test_rows_of_ended_requests_are_used_again() -> None:
         rows.remove(str(number - 3))
     assert len(rows.values) == 4
     assert len(rows.index) == 3
+
+
+def test_a_penalised_request_that_waits_takes_no_room_on_the_device() -> None:
+    rows = SamplingRows(50, CPU, seed=0)
+    for number in range(100):
+        rows.add(str(number), params(repetition_penalty=1.2), [1, 2], [], [EOS])
+    assert (rows.values["slot"][list(rows.index.values())] == NO_SLOT).all()
+    _, gathered = rows.gather(["7", "3"])
+    assert sorted(gathered["slot"]) == [0, 1]
 
 
 def test_an_empty_batch_gives_nothing() -> None:
