@@ -13,22 +13,23 @@ import random
 from itertools import count
 
 from shoal_api.request_prefix import BLOCK_BYTES
-from shoal_router.connection import ClientConnection, Listener
+from shoal_router.connection import ClientConnection
 from shoal_router.discovery import Address, Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import RouterError
 from shoal_router.health import Health
-from shoal_router.http1 import Request
+from shoal_router.listener import Listener
 from shoal_router.local import Local
 from shoal_router.metrics import Metrics
 from shoal_router.models import ModelTable
 from shoal_router.placement import Placer
+from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prompt import read_fields, read_prompt
 from shoal_router.proxy import Proxy
+from shoal_router.request import Request
 from shoal_router.routes import ROUTES, find_route
 from shoal_router.settings import RouterSettings
-from shoal_router.upstream import Pool
 from shoal_router.usage import BytesPerToken
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Router:
         )
         self.endpoints.on_add.append(lambda endpoint: self.index.add(endpoint.slot, self._blocks(endpoint)))
         self.endpoints.on_remove.append(lambda endpoint: self.index.remove(endpoint.slot))
-        self.endpoints.on_change += [self._models.changed, self._resize_index]
+        self.endpoints.on_change.append(self._models.changed)
 
     @property
     def port(self) -> int:
@@ -120,6 +121,7 @@ class Router:
             self._proxy.sweep()
             for endpoint in self.endpoints:
                 endpoint.pool.sweep(self._loop.time())
+                self.index.resize(endpoint.slot, self._blocks(endpoint))
 
     # Requests
 
@@ -152,10 +154,6 @@ class Router:
     def _forget(self, endpoint: Endpoint) -> None:
         if not endpoint.removed:
             self.index.forget(endpoint.slot)
-
-    def _resize_index(self) -> None:
-        for endpoint in self.endpoints:
-            self.index.resize(endpoint.slot, self._blocks(endpoint))
 
     def _blocks(self, endpoint: Endpoint) -> int:
         """The endpoint's KV cache in blocks of prompt; several models behind one address share it."""

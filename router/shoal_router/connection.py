@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from shoal_router import replies
 from shoal_router.errors import ReceiptTimeout, RouterError
-from shoal_router.http1 import HttpLimits, Phase, Request, RequestReader
+from shoal_router.http1 import Phase, RequestReader
 from shoal_router.replies import Header
+from shoal_router.request import Request
+
+if TYPE_CHECKING:
+    from shoal_router.listener import Listener
 
 
 class Answering(Protocol):
@@ -30,61 +32,6 @@ class Answering(Protocol):
         """The client reads slower than the reply comes: write no more until `client_unblocked`."""
 
     def client_unblocked(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionSettings:
-    """Limits of one listener's connections."""
-
-    http: HttpLimits = field(default_factory=HttpLimits)
-    head_timeout_s: float = 10.0  # from a request's first byte to the end of its head
-    body_timeout_s: float = 30.0  # from there to the end of its body
-    keep_alive_s: float = 75.0  # between two requests
-    stalled_client_s: float = 30.0  # with a full send buffer
-    linger_s: float = 2.0  # for a refused client to stop sending, so that it sees the refusal
-    max_connections: int = 16_384
-
-
-class Listener:
-    """All client connections of one router, and what they share."""
-
-    def __init__(
-        self,
-        settings: ConnectionSettings,
-        *,
-        vet: Callable[[Request], None],
-        answer: Callable[[Request, ClientConnection], None],
-        count_error: Callable[[RouterError], None],
-        now: Callable[[], float],
-    ) -> None:
-        self.settings = settings
-        self.vet = vet
-        self.answer = answer
-        self.count_error = count_error
-        self.now = now
-        self.connections: set[ClientConnection] = set()
-        self.draining = False
-
-    def make_connection(self) -> ClientConnection:
-        """The protocol factory of the server."""
-        return ClientConnection(self)
-
-    def sweep(self) -> None:
-        """Enforce the deadlines; call it about once a second."""
-        now = self.now()
-        for connection in list(self.connections):
-            connection.check_deadlines(now)
-
-    def drain(self) -> None:
-        """Close idle connections now, and the others after the reply in progress."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.close_if_idle()
-
-    def abort(self) -> None:
-        """Cut every connection."""
-        for connection in list(self.connections):
-            connection.cut()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -137,8 +84,9 @@ class ClientConnection(asyncio.Protocol):
         self.reply(error.status, error.body(), replies.JSON, replies.error_headers(error))
 
     def write(self, data: bytes) -> None:
-        """Send bytes of the reply in progress."""
-        self._transport.write(data)
+        """Send bytes of the reply in progress; of a connection that is just being lost, forget them."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def finish(self, *, close: bool = False) -> None:
         """The reply is complete; `close` when its end is the end of the connection."""
@@ -276,7 +224,7 @@ class ClientConnection(asyncio.Protocol):
         self._closing = True
         self._resume_reading()
         self._deadline = self._listener.now() + self._listener.settings.linger_s
-        if self._transport.can_write_eof():
+        if not self._transport.is_closing():
             self._transport.write_eof()
 
     def _close(self) -> None:

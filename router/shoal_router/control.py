@@ -9,8 +9,9 @@ import asyncio
 from dataclasses import dataclass
 
 from shoal_router.errors import BadReply
+from shoal_router.pool import Pool
 from shoal_router.unchunk import Unchunker
-from shoal_router.upstream import Pool, ReplyHead
+from shoal_router.upstream import ReplyHead
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 

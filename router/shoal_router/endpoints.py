@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from shoal_router import standing as standings
 from shoal_router.discovery import Address
+from shoal_router.pool import Pool
 from shoal_router.standing import Standing, State
-from shoal_router.upstream import Pool
 
 DEFAULT_KV_TOKENS = 65_536  # until the engine has told the size of its cache
 

@@ -120,16 +120,20 @@ class Health:
         self._tasks.pop(endpoint).cancel()
 
     async def _run(self, endpoint: Endpoint) -> None:
-        wake, checks = self._wakes[endpoint], 0
+        checks = 0
         while True:
-            was_ready = endpoint.state is State.HEALTHY
-            ready = await self._check_ready(endpoint)
-            if ready:
-                ask_models = not was_ready or not endpoint.report.models or checks % MODELS_EVERY == 0
-                await self._check_report(endpoint, ask_models)
-                self._set(endpoint, standings.after_ready(endpoint.standing, self._now()), "it is ready")
-                checks += 1
-            await self._pause(endpoint, wake)
+            try:
+                await self._check(endpoint, ask_models=checks % MODELS_EVERY == 0)
+            except Exception:
+                log.exception("bug in the health check of %s", endpoint.name)
+            checks += 1
+            await self._pause(endpoint, self._wakes[endpoint])
+
+    async def _check(self, endpoint: Endpoint, *, ask_models: bool) -> None:
+        known = endpoint.state is State.HEALTHY and bool(endpoint.report.models)
+        if await self._check_ready(endpoint):
+            await self._check_report(endpoint, ask_models or not known)
+            self._set(endpoint, standings.after_ready(endpoint.standing, self._now()), "it is ready")
 
     async def _pause(self, endpoint: Endpoint, wake: asyncio.Event) -> None:
         wake.clear()

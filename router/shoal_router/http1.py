@@ -14,15 +14,8 @@ from enum import IntEnum
 
 import httptools
 
-from shoal_router.errors import (
-    BadRequest,
-    BodyTooLarge,
-    EncodingNotSupported,
-    ExpectationFailed,
-    HeadTooLarge,
-    RouterError,
-    VersionNotSupported,
-)
+from shoal_router.errors import BadRequest, BodyTooLarge, HeadTooLarge, RouterError, VersionNotSupported
+from shoal_router.request import RULES, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,113 +38,6 @@ class Phase(IntEnum):
     IDLE = 0
     HEAD = 1
     BODY = 2
-
-
-class Request:
-    """One complete request. `headers` holds end-to-end lines only, in order, ready to be sent on."""
-
-    __slots__ = (
-        "authorization",
-        "body",
-        "chunked",
-        "content_length",
-        "expects_continue",
-        "headers",
-        "hosts",
-        "http10",
-        "keep_alive",
-        "method",
-        "named_hops",
-        "path",
-        "refusal",
-        "request_id",
-        "target",
-    )
-
-    def __init__(self, method: bytes, target: bytes, http10: bool, keep_alive: bool) -> None:
-        self.method = method
-        self.target = target
-        self.path = target.partition(b"?")[0].decode("latin-1")
-        self.http10 = http10
-        self.keep_alive = keep_alive
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body = b""
-        self.authorization = b""
-        self.request_id = b""
-        self.hosts = 0
-        self.content_length = 0
-        self.chunked = False
-        self.expects_continue = False
-        self.named_hops: set[bytes] | None = None
-        self.refusal: RouterError | None = None
-
-
-def _host(request: Request, name: bytes, value: bytes) -> None:
-    request.hosts += 1
-
-
-def _length(request: Request, name: bytes, value: bytes) -> None:
-    request.content_length = int(value)
-
-
-def _transfer_encoding(request: Request, name: bytes, value: bytes) -> None:
-    if request.http10 or value.strip(b" \t").lower() != b"chunked":
-        raise BadRequest("the only transfer coding is 'chunked', in HTTP/1.1; send one or a Content-Length")
-    request.chunked = True
-
-
-def _content_encoding(request: Request, name: bytes, value: bytes) -> None:
-    if value.strip(b" \t").lower() not in (b"", b"identity"):
-        raise EncodingNotSupported("send the JSON body uncompressed, without Content-Encoding")
-
-
-def _expect(request: Request, name: bytes, value: bytes) -> None:
-    if value.strip(b" \t").lower() != b"100-continue":
-        raise ExpectationFailed("the only expectation served is 100-continue; leave the Expect header out")
-    request.expects_continue = not request.http10
-
-
-def _connection(request: Request, name: bytes, value: bytes) -> None:
-    names = {token.strip(b" \t").lower() for token in value.split(b",")} - {b"close", b"keep-alive", b""}
-    if names:
-        request.named_hops = names | (request.named_hops or set())
-
-
-def _authorization(request: Request, name: bytes, value: bytes) -> None:
-    if request.authorization:
-        raise BadRequest("send one Authorization header, not several")
-    request.authorization = value
-    request.headers.append((name, value))
-
-
-def _request_id(request: Request, name: bytes, value: bytes) -> None:
-    value = value.strip(b" \t")
-    # An id is echoed and logged: only a short visible one is taken over, else the router makes its own.
-    if 0 < len(value) <= 128 and all(0x21 <= byte <= 0x7E for byte in value):
-        request.request_id = value
-
-
-def _hop(request: Request, name: bytes, value: bytes) -> None:
-    """For this connection only (RFC 9110 7.6.1): never sent on."""
-
-
-RULES: dict[bytes, Callable[[Request, bytes, bytes], None]] = {
-    b"host": _host,
-    b"content-length": _length,
-    b"transfer-encoding": _transfer_encoding,
-    b"content-encoding": _content_encoding,
-    b"expect": _expect,
-    b"connection": _connection,
-    b"authorization": _authorization,
-    b"x-request-id": _request_id,
-    b"keep-alive": _hop,
-    b"proxy-connection": _hop,
-    b"proxy-authenticate": _hop,
-    b"proxy-authorization": _hop,
-    b"te": _hop,
-    b"trailer": _hop,
-    b"upgrade": _hop,
-}
 
 
 class RequestReader:
@@ -250,7 +136,10 @@ class RequestReader:
         self._check_head_size()
         if not self._target.startswith(b"/") or b"#" in self._target:
             raise BadRequest("the request target must be a path, as in 'POST /v1/chat/completions HTTP/1.1'")
-        request = Request(parser.get_method(), self._target, version == "1.0", parser.should_keep_alive())
+        http10 = version == "1.0"
+        request = Request(
+            parser.get_method(), self._target, http10, parser.should_keep_alive() and not http10
+        )
         self._apply_rules(request)
         if request.content_length > self._limits.body_bytes:
             raise BodyTooLarge(f"the body may have {self._limits.body_bytes} bytes; shorten the prompt")

@@ -13,9 +13,9 @@ from urllib.parse import unquote
 import msgspec
 
 from shoal_router import replies
-from shoal_router.connection import Listener
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import NoReplicaReady, RouterDraining
+from shoal_router.listener import Listener
 from shoal_router.metrics import Metrics
 from shoal_router.models import ModelTable
 from shoal_router.prefix_index import PrefixIndex

@@ -6,8 +6,8 @@ The cost of a replica, in prompt tokens (routers.md section 7):
 
 `uncached` is what this request would have to compute there, `queued` what others still have to before it. A
 replica with far more requests than the mean gets no credit for its cache, so that a hot prefix spreads before
-it piles up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous hashing: any
-number of routers agree on it.
+it piles up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous hashing:
+any number of routers agree on it.
 """
 
 from __future__ import annotations

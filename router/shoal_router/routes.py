@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hmac import compare_digest
 
 from shoal_router.errors import MethodNotAllowed, PathNotFound, Unauthorized
-from shoal_router.http1 import Request
 from shoal_router.prompt import Work
+from shoal_router.request import Request
 
 READ = (b"GET", b"HEAD")
 MODEL_PREFIX = "/v1/models/"

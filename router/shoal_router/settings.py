@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from shoal_api.options import RouterOptions
 from shoal_api.request_prefix import BLOCK_BYTES
-from shoal_router.connection import ConnectionSettings
 from shoal_router.discovery import Address
 from shoal_router.health import HealthSettings
 from shoal_router.http1 import HttpLimits
+from shoal_router.listener import ConnectionSettings
 from shoal_router.placement import Routing
 from shoal_router.policy import Weights
 from shoal_router.proxy import ProxySettings

@@ -13,14 +13,9 @@ from typing import Protocol, cast
 
 import httptools
 
-from shoal_router.discovery import Address
 from shoal_router.errors import BadReply
 
 MAX_REPLY_HEAD_BYTES = 64 * 1024
-MAX_IDLE_PER_REPLICA = 512
-# Below the 5 s after which uvicorn closes an idle connection: the router lets go first, so that no request
-# meets a connection that is just being closed.
-MAX_IDLE_S = 4.0
 
 
 @dataclass(slots=True)
@@ -57,11 +52,19 @@ class ReplySink(Protocol):
 _UNCONNECTED = asyncio.Transport()
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to a replica, with at most one request on it; without a pool, for one request."""
+class Keeper(Protocol):
+    """Where a connection goes between two requests."""
 
-    def __init__(self, pool: Pool | None) -> None:
-        self._pool = pool
+    def put(self, connection: UpstreamConnection) -> None: ...
+
+    def discard(self, connection: UpstreamConnection) -> None: ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a replica, with at most one request on it; without a keeper, for one request."""
+
+    def __init__(self, keeper: Keeper | None) -> None:
+        self._keeper = keeper
         self._transport: asyncio.Transport = _UNCONNECTED
         self._parser = httptools.HttpResponseParser(self)
         self._sink: ReplySink | None = None
@@ -128,8 +131,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._pool is not None:
-            self._pool.discard(self)
+        if self._keeper is not None:
+            self._keeper.discard(self)
         sink, self._sink = self._sink, None
         if sink is None:
             return
@@ -165,8 +168,8 @@ class UpstreamConnection(asyncio.Protocol):
     def _end(self, sink: ReplySink) -> None:
         self._sink = None
         self.resume()
-        if self._reusable and self._pool is not None:
-            self._pool.put(self)
+        if self._reusable and self._keeper is not None:
+            self._keeper.put(self)
         else:
             self._transport.close()
         sink.reply_ended()
@@ -199,66 +202,3 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._complete = True
         self._reusable = self._parser.should_keep_alive()
-
-
-class Pool:
-    """Keep-alive connections to one replica. Last in, first out: the rest ages and is closed."""
-
-    def __init__(self, address: Address, connect_timeout_s: float) -> None:
-        self.address = address
-        self._connect_timeout_s = connect_timeout_s
-        self._idle: list[UpstreamConnection] = []
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._idle)
-
-    def take(self, now: float) -> UpstreamConnection | None:
-        """An idle connection, if there is one young enough."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable and now - connection.idle_since <= MAX_IDLE_S:
-                return connection
-            connection.close()
-        return None
-
-    async def connect(self, *, once: bool = False) -> UpstreamConnection:
-        """A new connection.
-
-        Raises OSError (TimeoutError included) when the replica does not accept one in time.
-        """
-        address = self.address
-        connection = UpstreamConnection(None if once else self)
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: connection, address.host, address.port
-                )
-        except BaseException:
-            connection.close()  # it may have been made in the instant in which it was no longer wanted
-            raise
-        return connection
-
-    def put(self, connection: UpstreamConnection) -> None:
-        """Keep a connection whose reply has ended."""
-        if self._closed or len(self._idle) >= MAX_IDLE_PER_REPLICA:
-            connection.close()
-            return
-        connection.idle_since = asyncio.get_running_loop().time()
-        self._idle.append(connection)
-
-    def discard(self, connection: UpstreamConnection) -> None:
-        """Forget a connection that was lost."""
-        if connection in self._idle:
-            self._idle.remove(connection)
-
-    def sweep(self, now: float) -> None:
-        """Close connections that were idle for too long; the oldest come first in the list."""
-        while self._idle and now - self._idle[0].idle_since > MAX_IDLE_S:
-            self._idle.pop(0).close()
-
-    def close(self) -> None:
-        """Close idle connections, and the others after their reply."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()

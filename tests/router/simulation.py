@@ -18,10 +18,10 @@ from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
 from shoal_router.models import ModelTable
 from shoal_router.placement import Placement, Placer, Routing
+from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prompt import Prompt, Work
 from shoal_router.standing import HEALTHY
-from shoal_router.upstream import Pool
 from shoal_router.usage import BytesPerToken, Usage
 
 TOKEN_BYTES = 4

@@ -115,7 +115,7 @@ def test_index_is_as_large_as_the_engines_cache(run: Run) -> None:
             (endpoint,) = r.router.endpoints
             for i in range(30):
                 await r.ask(post(body=chat(f"{i}" * 2000)))
-            assert r.router.index.size(endpoint.slot) == 128 * 16 * 4 // 256
+            await until(lambda: r.router.index.size(endpoint.slot) == 128 * 16 * 4 // 256)
 
     run(scenario())
 

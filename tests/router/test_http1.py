@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal_router.errors import PathNotFound, RouterError
-from shoal_router.http1 import HttpLimits, Phase, Request, RequestReader
+from shoal_router.http1 import HttpLimits, Phase, RequestReader
+from shoal_router.request import Request
 
 LIMITS = HttpLimits(head_bytes=2048, header_count=20, body_bytes=4096)
 

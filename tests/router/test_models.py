@@ -11,8 +11,8 @@ from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
 from shoal_router.errors import BadRequest, ModelNotFound, NoReplicaReady
 from shoal_router.models import ModelTable, read_listing
+from shoal_router.pool import Pool
 from shoal_router.standing import ABSENT, HEALTHY, Standing, State
-from shoal_router.upstream import Pool
 
 SUSPECT = Standing(State.SUSPECT, 0, 1, 10.0)
 HALF_OPEN = Standing(State.HALF_OPEN, 0, 1, 10.0)

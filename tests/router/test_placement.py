@@ -16,10 +16,10 @@ from shoal_router.errors import NoReplicaReady
 from shoal_router.models import ModelTable
 from shoal_router.placement import Placement, Placer, Routing
 from shoal_router.policy import Weights
+from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prompt import Prompt, Work, read_fields, read_prompt
 from shoal_router.standing import ABSENT, HEALTHY, Standing, State
-from shoal_router.upstream import Pool
 from shoal_router.usage import BytesPerToken, Usage
 
 SUSPECT = Standing(State.SUSPECT, 0, 1, 10.0)

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from shoal_router.connection import ConnectionSettings
 from shoal_router.http1 import HttpLimits
+from shoal_router.listener import ConnectionSettings
 from shoal_router.proxy import ProxySettings
 from shoal_router.retry import RetryLimits
 from tests.router.conftest import Run

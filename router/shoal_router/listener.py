@@ -1,0 +1,69 @@
+"""All client connections of one router: their limits, what they share, and the sweep that enforces deadlines.
+
+What one connection does is connection.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shoal_router.connection import ClientConnection
+from shoal_router.errors import RouterError
+from shoal_router.http1 import HttpLimits
+from shoal_router.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """Limits of one listener's connections."""
+
+    http: HttpLimits = field(default_factory=HttpLimits)
+    head_timeout_s: float = 10.0  # from a request's first byte to the end of its head
+    body_timeout_s: float = 30.0  # from there to the end of its body
+    keep_alive_s: float = 75.0  # between two requests
+    stalled_client_s: float = 30.0  # with a full send buffer
+    linger_s: float = 2.0  # for a refused client to stop sending, so that it sees the refusal
+    max_connections: int = 16_384
+
+
+class Listener:
+    """All client connections of one router, and what they share."""
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        *,
+        vet: Callable[[Request], None],
+        answer: Callable[[Request, ClientConnection], None],
+        count_error: Callable[[RouterError], None],
+        now: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.vet = vet
+        self.answer = answer
+        self.count_error = count_error
+        self.now = now
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+
+    def make_connection(self) -> ClientConnection:
+        """The protocol factory of the server."""
+        return ClientConnection(self)
+
+    def sweep(self) -> None:
+        """Enforce the deadlines; call it about once a second."""
+        now = self.now()
+        for connection in list(self.connections):
+            connection.check_deadlines(now)
+
+    def drain(self) -> None:
+        """Close idle connections now, and the others after the reply in progress."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in list(self.connections):
+            connection.cut()
