@@ -15,8 +15,6 @@ PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob
 IDS = [str(file.relative_to(ROOT)) for file in PRODUCT]
 
 MAX_LINES = 300
-# One state machine each, which reads worse in halves. They may shrink, never grow.
-LONGER: dict[str, int] = {}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "common", "manager", "helper", "helpers", "misc"}
 # Each can run code that a checkpoint or a request brings along.
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
@@ -80,6 +78,5 @@ def test_nothing_unpickles_or_evaluates(file):
 
 def test_no_file_is_too_long_to_read_in_one_go():
     lines = {name: len(file.read_text().splitlines()) for name, file in zip(IDS, PRODUCT, strict=True)}
-    long = {name: count for name, count in lines.items() if count > LONGER.get(name, MAX_LINES)}
+    long = {name: count for name, count in lines.items() if count > MAX_LINES}
     assert not long, f"split by what changes together: {long}"
-    assert not [name for name in LONGER if lines.get(name, 0) <= MAX_LINES], "take it out of LONGER"
