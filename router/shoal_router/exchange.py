@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from shoal_router.connection import ClientConnection
 from shoal_router.endpoints import Endpoint
-from shoal_router.errors import BadReply, NoReplicaReady, ReplicaLost, ReplicaTimeout, RouterError
+from shoal_router.errors import BadReply, ReplicaLost, ReplicaTimeout, RouterError
+from shoal_router.failure import Failure, error_of
 from shoal_router.placement import Placement
 from shoal_router.prompt import Prompt, Work
 from shoal_router.relay import Relay
 from shoal_router.request import Request
-from shoal_router.retry import FRESH, STALE_WITHIN_S, Failure, may_retry
+from shoal_router.retry import FRESH, STALE_WITHIN_S, may_retry
 from shoal_router.standing import Outcome
+from shoal_router.timeouts import Overdue, overdue
 from shoal_router.upstream import ReplyHead, UpstreamConnection
 from shoal_router.usage import read_usage
 
@@ -43,7 +45,7 @@ class Exchange:
         "_failure",
         "_held",
         "_history",
-        "_idle_since_s",
+        "_last_piece_s",
         "_placement",
         "_prompt",
         "_proxy",
@@ -60,7 +62,7 @@ class Exchange:
         self._client = client
         self._request = request
         self._prompt = prompt
-        self._started_s = self._sent_s = self._idle_since_s = proxy.now()
+        self._started_s = self._sent_s = self._last_piece_s = proxy.now()
         self._history = FRESH
         self._tried: list[Endpoint] = []
         self._failure: RouterError | None = None  # of the last attempt
@@ -120,7 +122,7 @@ class Exchange:
             proxy.observe(endpoint, Outcome.HARD_FAULT)
         past = self._history
         others_retrying = proxy.retrying - (past.retries > 0)
-        self._failure = _error_of(failure, endpoint, cause)
+        self._failure = error_of(failure, endpoint.name, cause)
         limits = proxy.settings.retries
         if not may_retry(failure, past, limits, active=len(proxy.active), retrying=others_retrying):
             self._give_up(self._failure)
@@ -204,7 +206,7 @@ class Exchange:
         # 503 and 429 say that it is busy, and a 4xx is the client's doing: neither is a fault.
         fault = head.status >= 500 and head.status != 503
         self._proxy.observe(endpoint, Outcome.SOFT_FAULT if fault else Outcome.SUCCESS)
-        self._idle_since_s = now = self._proxy.now()
+        self._last_piece_s = now = self._proxy.now()
         self._proxy.metrics.first_byte.observe(now - self._started_s)
         self._relay = Relay(self._client, head, http10=self._request.http10)
         added = b"x-shoal-replica: %b\r\nx-request-id: %b\r\n" % (endpoint.label, self._request.request_id)
@@ -250,32 +252,29 @@ class Exchange:
 
     def check_timeouts(self, now: float) -> None:
         """Called by the proxy's sweep. A blocked client is the listener's to judge."""
-        settings = self._proxy.settings
-        connection = self._connection
+        connection, relay = self._connection, self._relay
         if connection is None or self._blocked:
             return  # connecting has its own timeout
-        if now - self._started_s > settings.total_timeout_s:
-            self._expire(
-                connection, f"the request took more than {settings.total_timeout_s:g} s", fault=False
-            )
-        elif self._relay is None:
-            if self._prompt.stream and now - self._sent_s > settings.first_byte_timeout_s:
-                connection.abort()
-                self._failed(Failure.TIMEOUT)
-        elif self._relay.fresh:
-            self._relay.fresh = False
-            self._idle_since_s = now
-        elif now - self._idle_since_s > settings.idle_timeout_s:
-            self._expire(connection, f"replica {self._name} fell silent", fault=True)
-
-    def _expire(self, connection: UpstreamConnection, what: str, *, fault: bool) -> None:
-        error = ReplicaTimeout(f"{what}; send it again, or ask for fewer tokens")
+        if relay is not None and relay.fresh:
+            relay.fresh = False
+            self._last_piece_s = now
+        late = overdue(
+            self._proxy.settings.timeouts,
+            age_s=now - self._started_s,
+            waited_s=now - self._sent_s if relay is None and self._prompt.stream else None,
+            silent_s=now - self._last_piece_s if relay is not None else None,
+        )
+        if late is None:
+            return
         connection.abort()
-        if self._relay is not None:
-            self._break_off(error, fault=fault)
+        fault = late is not Overdue.TOTAL
+        if relay is not None:
+            self._break_off(ReplicaTimeout(f"replica {self._name}: {late.value}"), fault=fault)
+        elif fault:
+            self._failed(Failure.TIMEOUT)
         else:
             self._end_attempt()
-            self._give_up(error)
+            self._give_up(ReplicaTimeout(late.value))
 
     # Accounts
 
@@ -288,19 +287,3 @@ class Exchange:
         proxy.active.discard(self)
         proxy.retrying -= self._history.retries > 0
         proxy.metrics.finished(self._prompt.model, status, proxy.now() - self._started_s)
-
-
-def _error_of(failure: Failure, endpoint: Endpoint, cause: Exception | None) -> RouterError:
-    """What the client is told when a failed attempt was the last one."""
-    where = f"replica {endpoint.name}"
-    if failure is Failure.REFUSED:
-        return NoReplicaReady(f"{where} is draining or restarting and no other is ready; try again")
-    if failure is Failure.TIMEOUT:
-        return ReplicaTimeout(f"{where} did not begin to answer in time; try again later")
-    if failure is Failure.BAD_REPLY:
-        return BadReply(f"{where}: {cause}")
-    if failure is Failure.CONNECT:
-        return NoReplicaReady(
-            f"{where} does not accept connections ({cause}) and no other is ready; try again"
-        )
-    return ReplicaLost(f"{where} died before it answered ({cause}); send the request again")

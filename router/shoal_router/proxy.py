@@ -17,14 +17,13 @@ from shoal_router.prompt import Prompt
 from shoal_router.request import Request
 from shoal_router.retry import RetryLimits
 from shoal_router.standing import Outcome
+from shoal_router.timeouts import Timeouts
 
 
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
     retries: RetryLimits = field(default_factory=RetryLimits)
-    first_byte_timeout_s: float = 300.0  # of a stream; other replies begin when they are complete
-    idle_timeout_s: float = 60.0
-    total_timeout_s: float = 3600.0
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 class Proxy:

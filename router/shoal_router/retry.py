@@ -6,23 +6,13 @@ Pure; only asked before the first byte went out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from shoal_router.failure import Failure
 
 BUDGET_FLOOR = 3  # retries at a time that are always allowed
 # A connection that the replica had closed while it lay idle fails within a round trip; later the replica
 # itself died.
 STALE_WITHIN_S = 0.25
-
-
-class Failure(StrEnum):
-    """How an attempt ended without a reply that could be passed on."""
-
-    CONNECT = "connect"  # no connection
-    STALE = "stale"  # an idle connection had been closed by the replica
-    LOST = "lost"  # the replica closed or reset the connection with the request on it
-    TIMEOUT = "timeout"  # no first byte in time
-    REFUSED = "refused"  # 503: the replica is draining or its engine is gone, and has not begun
-    BAD_REPLY = "bad_reply"  # not HTTP
 
 
 @dataclass(frozen=True, slots=True)

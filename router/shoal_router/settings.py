@@ -17,6 +17,7 @@ from shoal_router.placement import Routing
 from shoal_router.policy import Weights
 from shoal_router.proxy import ProxySettings
 from shoal_router.retry import RetryLimits
+from shoal_router.timeouts import Timeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,7 @@ class RouterSettings:
             ),
             proxy=ProxySettings(
                 RetryLimits(options.max_retries, options.retry_budget_percent / 100),
-                options.first_byte_timeout_s,
-                options.idle_timeout_s,
-                options.total_timeout_s,
+                Timeouts(options.first_byte_timeout_s, options.idle_timeout_s, options.total_timeout_s),
             ),
             health=HealthSettings(
                 options.health_interval_s,

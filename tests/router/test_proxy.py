@@ -14,6 +14,7 @@ from shoal_router.http1 import HttpLimits
 from shoal_router.listener import ConnectionSettings
 from shoal_router.proxy import ProxySettings
 from shoal_router.retry import RetryLimits
+from shoal_router.timeouts import Timeouts
 from tests.router.conftest import Run
 from tests.router.scripted import (
     FAST,
@@ -322,7 +323,7 @@ def test_request_that_kills_two_replicas_is_not_handed_round(run: Run) -> None:
 
 def test_silence_before_the_first_byte_is_repeated_elsewhere(run: Run) -> None:
     async def scenario() -> None:
-        settings = replace(FAST, proxy=ProxySettings(first_byte_timeout_s=0.1))
+        settings = replace(FAST, proxy=ProxySettings(timeouts=Timeouts(first_byte_s=0.1)))
         async with rig(Replica(script=forever), Replica(), settings=settings) as r:
             for _ in range(6):
                 answer = await r.ask(post(body=chat("hi", stream=True)))
@@ -455,7 +456,7 @@ def test_stream_that_falls_silent_is_ended_with_an_error(run: Run) -> None:
 
     async def scenario() -> None:
         async with rig(
-            Replica(script=script), settings=replace(FAST, proxy=ProxySettings(idle_timeout_s=0.1))
+            Replica(script=script), settings=replace(FAST, proxy=ProxySettings(timeouts=Timeouts(idle_s=0.1)))
         ) as r:
             client = await r.connect()
             client.writer.write(post(body=chat("hi", stream=True)))
@@ -479,7 +480,8 @@ def test_request_that_takes_too_long_altogether_is_ended(run: Run, begun: bool) 
 
     async def scenario() -> None:
         async with rig(
-            Replica(script=script), settings=replace(FAST, proxy=ProxySettings(total_timeout_s=0.2))
+            Replica(script=script),
+            settings=replace(FAST, proxy=ProxySettings(timeouts=Timeouts(total_s=0.2))),
         ) as r:
             client = await r.connect()
             client.writer.write(post())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shoal_router.retry import FRESH, Failure, RetryLimits, may_retry
+from shoal_router.failure import Failure
+from shoal_router.retry import FRESH, RetryLimits, may_retry
 
 LIMITS = RetryLimits(max_retries=2, budget=0.2)
 
