@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shoal_api.options import ModelOptions
 from shoal_engine.config import ModelConfig
-from shoal_engine.errors import EngineError, InvalidRequest
+from shoal_engine.errors import BadNumbers, EngineError, InvalidRequest
 from shoal_engine.logprobs import not_finite
 from shoal_engine.messages import Loading, Output, Ready, Stats, Submit, TokenLogprobs, failed_output
 from shoal_engine.plan import Chunk, Committed, Plan
@@ -25,6 +25,8 @@ from shoal_engine.sampler import Sampled, Sampler
 from shoal_engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
+
+MAX_BROKEN_IN_A_ROW = 8
 
 
 class Engine:
@@ -47,6 +49,7 @@ class Engine:
         self._full_budget = scheduler.limits.max_num_batched_tokens
         self._queued_s: dict[str, float] = {}
         self._num_failed_in_a_row = 0
+        self._broken_in_a_row = 0
 
     @classmethod
     def load(cls, options: ModelOptions, progress: Callable[[Loading], None] = lambda _: None) -> Engine:
@@ -112,9 +115,19 @@ class Engine:
         if not sampled.all_ok:
             good = sampled.ok.tolist()
             broken = {c.request.id: not_finite() for c, ok in zip(sampling, good, strict=True) if not ok}
+        self._watch_numbers(len(broken), len(sampling))
         first = {c.request.id for c in sampling if not c.request.num_output_tokens}
         committed = self.scheduler.commit(plan, token_ids, broken)
         return self._emit(committed, sampling, first, sampled)
+
+    def _watch_numbers(self, num_broken: int, num_sampled: int) -> None:
+        """One request can cause its own NaN; many in a row with not one good row between them are the model's."""
+        self._broken_in_a_row = self._broken_in_a_row + num_broken if num_broken == num_sampled else 0
+        if self._broken_in_a_row >= MAX_BROKEN_IN_A_ROW:
+            raise BadNumbers(
+                f"the model computed NaN for {self._broken_in_a_row} requests in a row and for none a usable token;"
+                " check the checkpoint, and --dtype float32 if it was made for a wider range than this one"
+            )
 
     def _emit(
         self, committed: Committed, sampling: list[Chunk], first: set[str], sampled: Sampled
@@ -201,4 +214,8 @@ def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
 
 def is_fatal(error: Exception) -> bool:
     """An accelerator that reported an error stays broken for this process, except that it may run out of memory."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    return (
+        isinstance(error, BadNumbers)
+        or type(error).__name__ == "AcceleratorError"
+        or "CUDA error" in str(error)
+    )

@@ -22,9 +22,10 @@ from typing import Protocol
 
 from shoal_api.exit_codes import ExitCode
 from shoal_engine import messages
-from shoal_engine.errors import EngineError, ModelLoadError, QueueFull
+from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError, QueueFull
 from shoal_engine.frames import FrameSocket
 from shoal_engine.heartbeat import Heartbeat
+from shoal_engine.logs import set_up_logging
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ def serve(
         EngineLoop(engine, link, heartbeat).run()
     except Exception as error:
         failed = failure(error)
-        log.error("%s", failed.message, exc_info=failed.exit_code != ExitCode.MODEL)
+        if (
+            failed.exit_code != ExitCode.MODEL
+        ):  # the API process tells the message; this is for whoever debugs
+            log.exception("the engine process ends")
         link.send(failed)
         link.close()
         return failed.exit_code
@@ -146,6 +150,8 @@ def failure(error: Exception) -> messages.Failed:
     """Why the process ends, for the user."""
     if isinstance(error, ModelLoadError):
         return messages.Failed(error.message, ExitCode.MODEL)
+    if isinstance(error, BadNumbers):
+        return messages.Failed(error.message, ExitCode.BAD_NUMBERS)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return messages.Failed(
             f"Out of memory: {error or 'the host has none left'}. Use a smaller --max-model-len, "
@@ -164,7 +170,7 @@ def main(argv: Sequence[str], load: Callable[[str, Progress], StepEngine]) -> in
     parser.add_argument("--heartbeat-fd", type=int, required=True)
     parser.add_argument("--options", required=True)
     args = parser.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     leave_signals_to_parent()
     link = FrameSocket[messages.ToEngine](socket.socket(fileno=args.socket_fd), messages.ToEngine)
     heartbeat = Heartbeat(args.heartbeat_fd)

@@ -7,6 +7,7 @@ EngineError
 ├── QueueFull             429  come back after `retry_after_s`
 ├── KVCacheExhausted      500  the request alone is larger than the whole KV cache
 ├── EngineUnavailable     503  loading, draining or dead; another replica may answer
+├── BadNumbers            exit  the model computes NaN for everybody; a new process may find better memory
 └── ModelLoadError        exit  the checkpoint cannot be served; the text says which file and what to do
 """
 
@@ -62,6 +63,12 @@ class EngineUnavailable(EngineError):
     status = 503
     type = "server_error"
     code = "engine_unavailable"
+
+
+class BadNumbers(EngineError):
+    """Raised by a step when nothing but NaN came out for many requests in a row: the process exits with it."""
+
+    code = "logits_not_finite"
 
 
 class ModelLoadError(EngineError):

@@ -11,7 +11,14 @@ import torch
 
 from shoal_api.options import ModelOptions
 from shoal_engine.engine import Engine
-from shoal_engine.errors import ContextTooLong, InvalidRequest, KVCacheExhausted, ModelLoadError, QueueFull
+from shoal_engine.errors import (
+    BadNumbers,
+    ContextTooLong,
+    InvalidRequest,
+    KVCacheExhausted,
+    ModelLoadError,
+    QueueFull,
+)
 from shoal_engine.messages import Output, Submit
 from shoal_engine.plan import Plan
 from shoal_engine.sampling_params import SamplingParams
@@ -141,6 +148,15 @@ def test_nan_logits_end_their_request_and_leave_neighbours_identical(tiny: Any) 
     assert outputs["r2"][-1].error_code == "logits_not_finite"
     others = [i for i in range(len(texts)) if i != 2]
     assert [tokens(outputs[f"r{i}"]) for i in others] == [expected[i] for i in others]
+
+
+def test_a_model_that_computes_nan_for_everybody_ends_the_process(tiny: Any) -> None:
+    folder, texts, _ = tiny
+    engine = faulty(folder, spoil=lambda plan: list(range(plan.num_samples)))
+    for i in range(20):
+        engine.add(submit(f"r{i}", texts[i % len(texts)]))
+    with pytest.raises(BadNumbers, match="check the checkpoint"):
+        drive(engine)
 
 
 def test_prompt_logprobs_equal_transformers_whatever_the_chunks(tiny: Any) -> None:
