@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import NoReplicaReady
@@ -24,8 +26,7 @@ TOLERANCE_TOKENS = 64
 TOLERANCE_SHARE = 0.1
 
 
-@dataclass(slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """One request on one replica, from choice to end."""
 
     endpoint: Endpoint

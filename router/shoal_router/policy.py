@@ -57,13 +57,14 @@ def choose(
     `pick(n)` draws from range(n) and breaks ties.
     """
     s, w = weights.in_flight_tokens, weights.recompute
-    loads = [c.queued + s * c.in_flight for c in candidates]
-    in_flight = sum([c.in_flight for c in candidates])
+    in_flight = 0.0
+    for c in candidates:
+        in_flight += c.in_flight
     bound = max(weights.mean_load * in_flight / len(candidates), weights.spare_requests)
     costs = []
-    for load, c in zip(loads, candidates, strict=True):
+    for c in candidates:
         credit = c.cached if c.in_flight <= bound else 0.0
-        costs.append(load + w * (prompt - credit))
+        costs.append(c.queued + s * c.in_flight + w * (prompt - credit))
     least = min(costs)
     if home is None:
         near = [i for i, cost in enumerate(costs) if cost == least]

@@ -6,7 +6,6 @@ goes on as it came. Whether it is valid is the engine's to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -27,8 +26,7 @@ class Work(Enum):
     TOKENIZE = "tokenize"  # nothing that loads the device
 
 
-@dataclass(slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """One request as the policy sees it. `chain` holds the hashes of its full blocks, first block first."""
 
     model: str
@@ -71,6 +69,8 @@ def read_prompt(fields: Fields, model: str, work: Work) -> Prompt:
         size = len(bytes(fields.input)) if work is Work.EMBED else 0
         return Prompt(model, stream, work, size, [])
     # Templates put tools before the messages; in that order equal beginnings stay equal.
-    content = bytes(fields.tools) + bytes(fields.messages) + bytes(fields.prompt)
+    content = bytes(fields.messages or fields.prompt)
+    if fields.tools:
+        content = bytes(fields.tools) + content
     start = request_chain_start(model, salt=bytes(fields.cache_salt).decode(errors="replace"))
     return Prompt(model, stream, work, len(content), hash_request(content[:MAX_HASHED_BYTES], start))

@@ -8,18 +8,17 @@ chunks) is an error and taints its connection.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httptools
+import msgspec
 
 from shoal_router.errors import BadReply
 
 MAX_REPLY_HEAD_BYTES = 64 * 1024
 
 
-@dataclass(slots=True)
-class ReplyHead:
+class ReplyHead(msgspec.Struct, frozen=True):
     """The head of a replica's reply; header names are in lower case.
 
     `chunked` bodies end themselves, `until_close` bodies end with the connection.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 DEFAULT_BYTES_PER_TOKEN = 4.0
 _LOWEST, _HIGHEST = 0.5, 64.0  # beyond these something else than text was counted
@@ -19,8 +20,7 @@ _PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,9})\s*[,}]')
 _CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})\s*[,}]')
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """`cached_tokens` of the `prompt_tokens` came from the engine's cache;
 
     None when the engine does not tell.
