@@ -69,6 +69,10 @@ class BlockPool:
         """How many tables hold the block."""
         return self._references[block]
 
+    def is_cached(self, block: int) -> bool:
+        """Whether a lookup could find it, or could if it had no twin."""
+        return self._hash[block] is not None
+
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks from the head of the free list; cached contents among them are evicted.
 

@@ -121,7 +121,7 @@ class Draft:
             request = queues.waiting[0]
             needed = tables.blocks_to_hold(len(request.token_ids))
             if needed > pool.capacity:
-                self._fail(request)
+                self._fail(request)  # it would block all behind it for ever
                 continue
             if not pool.num_free:
                 return
@@ -158,18 +158,19 @@ class Draft:
             request, end = chunk.request, chunk.start + chunk.count
             if chunk.samples or self._tables.find_more(request):
                 continue  # the next step finds those blocks computed
-            more = self._chunk_tokens(end, len(request.token_ids) - end)
-            if more and self._tables.grow(request, chunk.start, end + more):
+            rest = len(request.token_ids) - end
+            more = self._chunk_tokens(end, rest)
+            if more < min(rest, self._tables.block_tokens):
+                continue  # not worth leaving the block boundary for
+            if self._tables.grow(request, chunk.start, end + more):
                 samples = self._advance(request, more)
                 self.chunks[index] = Chunk(request, chunk.start, chunk.count + more, samples)
 
     def _chunk_tokens(self, start: int, rest: int) -> int:
         """How many of `rest` tokens from `start` on to compute now: all, or up to a block boundary."""
         count = min(rest, self._chunk_limit, self._budget)
-        if count < rest:
-            aligned = count - (start + count) % self._tables.block_tokens
-            if aligned > 0:
-                return aligned
+        if self._tables.block_tokens <= count < rest:
+            count -= (start + count) % self._tables.block_tokens
         return count
 
     def _take(self, request: Request, count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MIN_SHARED_CHUNK = 512  # tokens; smaller chunks of a long prompt would read the weights too often
 MIN_GUARDED_TOKENS = 64  # prefill goes on, slowly, even when decoding alone takes longer than the target
 UNLIMITED = 2**62
 
@@ -20,6 +19,7 @@ class SchedulerLimits:
     max_num_queued_reqs: int | None = 1024  # waiting requests beyond the free seats
     max_num_queued_tokens: int | None = None  # tokens of all waiting requests
     long_prefill_token_threshold: int | None = None  # of one request in one step; None adapts, 0 = no limit
+    min_shared_chunk: int = 512  # tokens of one request in one step, at least, when prompts share the budget
     sliding_window: int | None = None  # tokens a query sees, itself included, when that holds for every layer
     watermark: float = 0.0  # share of the blocks kept free when admitting beside running requests
     ageing_steps: int = 512  # steps of waiting that outweigh one level of priority
@@ -40,6 +40,16 @@ class SchedulerLimits:
         if not 0.0 <= self.watermark < 1.0:
             raise ValueError(f"watermark must be in [0, 1), got {self.watermark}")
 
+    @property
+    def window_blocks(self) -> int | None:
+        """Most blocks that a request ever holds under a sliding window; None without one.
+
+        A chunk of n tokens reads and writes window - 1 + n tokens, which may start inside a block.
+        """
+        if self.sliding_window is None:
+            return None
+        return -(-(self.sliding_window - 1 + self.max_num_batched_tokens) // self.block_tokens) + 1
+
     def max_chunk_tokens(self, budget: int, num_prefills: int) -> int:
         """Most tokens of one prompt in a step with `budget` tokens for `num_prefills` requests."""
         threshold = self.long_prefill_token_threshold
@@ -47,7 +57,7 @@ class SchedulerLimits:
             return threshold or UNLIMITED
         if num_prefills <= 1:
             return UNLIMITED
-        return max(MIN_SHARED_CHUNK, budget // num_prefills)
+        return max(self.min_shared_chunk, budget // num_prefills)
 
     def guarded_budget(self, budget: int, prefill_tokens_per_s: float | None) -> int:
         """What of `budget` prefill may take beside decodes, for these to come within `target_step_s`."""

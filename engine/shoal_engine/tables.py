@@ -13,6 +13,8 @@ from shoal_engine.blocks import NULL_BLOCK, BlockPool
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.request import Request
 
+SOMEBODY = ""  # stands for the id of a request: ids are not empty
+
 
 class _Flight:
     """What one step in flight has published and what is fenced behind it."""
@@ -32,10 +34,13 @@ class BlockTables:
         self.pool = pool
         self.block_tokens = limits.block_tokens
         self._window = limits.sliding_window
-        if self._window is not None:
-            self._window_blocks = max(1, self._blocks(self._window - 1))
-            # A chunk of n tokens reads and writes window - 1 + n tokens, which may start inside a block.
-            self._most_resident = self._blocks(self._window - 1 + limits.max_num_batched_tokens) + 1
+        self._prefix_run = max(1, self._blocks((self._window or 1) - 1))
+        self._most_resident = limits.window_blocks
+        if self._most_resident is not None and self._most_resident > pool.capacity:
+            raise ValueError(
+                f"a sliding window of {self._window} tokens needs {self._most_resident} blocks, the pool has "
+                f"{pool.capacity}; give it more or lower max_num_batched_tokens"
+            )
         self._flights: dict[int, _Flight] = {}
         self._suspects: dict[int, str] = {}  # block -> id of the request that computed it
 
@@ -72,7 +77,7 @@ class BlockTables:
     def blocks_to_hold(self, num_tokens: int) -> int:
         """Most blocks that computing this many tokens of one request ever holds at once."""
         blocks = self._blocks(num_tokens)
-        return blocks if self._window is None else min(blocks, self._most_resident)
+        return blocks if self._most_resident is None else min(blocks, self._most_resident)
 
     def outstanding(self, request: Request) -> int:
         """Blocks that the request still takes until all its tokens are computed."""
@@ -93,9 +98,9 @@ class BlockTables:
         stop = (len(request.token_ids) - 1) // self.block_tokens
         self._hash(request, stop)
         if self._window is None:
-            return self._trusted(request, self.pool.lookup(request.block_hashes, 0, stop))
-        prefix = self.pool.lookup_window(request.block_hashes, stop, self._window_blocks)
-        return prefix if len(self._trusted(request, prefix)) == len(prefix) else []
+            return self._usable(request, self.pool.lookup(request.block_hashes, 0, stop))
+        prefix = self.pool.lookup_window(request.block_hashes, stop, self._prefix_run)
+        return prefix if len(self._usable(request, prefix)) == len(prefix) else []
 
     def find_more(self, request: Request) -> list[int]:
         """Blocks behind the computed tokens that others have computed since; [] inside a block."""
@@ -104,11 +109,13 @@ class BlockTables:
             return []
         stop = (len(request.token_ids) - 1) // self.block_tokens
         self._hash(request, stop)
-        return self._trusted(request, self.pool.lookup(request.block_hashes, start, stop))
+        return self._usable(request, self.pool.lookup(request.block_hashes, start, stop))
 
     def adopt(self, request: Request, prefix: list[int]) -> None:
         """Append cached blocks to the table; their tokens count as computed."""
         self.pool.touch(prefix)
+        if self._suspects and len(self._proven(request, prefix)) < len(prefix):
+            request.trusts_others = True
         request.block_ids += prefix
         request.num_dropped_blocks += prefix.count(NULL_BLOCK)
         request.num_published_blocks = len(request.block_ids)
@@ -143,12 +150,14 @@ class BlockTables:
             return
         self._hash(request, full)
         published = self._flights[request.last_step].published
+        # What was computed from the blocks of others is no more to be relied on than those: it is nobody's own.
+        owner = SOMEBODY if request.trusts_others else request.id
         for index in range(request.num_published_blocks, full):
             block = request.block_ids[index]
             if block != NULL_BLOCK:
                 self.pool.publish(block, request.block_hashes[index])
                 published.append(block)
-                self._suspects[block] = request.id
+                self._suspects[block] = owner
         request.num_published_blocks = full
 
     def verify(self, request: Request, num_tokens: int) -> None:
@@ -157,10 +166,7 @@ class BlockTables:
         for block in request.block_ids[request.num_verified_blocks : full]:
             self._suspects.pop(block, None)
         request.num_verified_blocks = full
-
-    def reads_foreign_suspects(self, request: Request) -> bool:
-        """A bad row of this request may be the fault of another."""
-        return any(self._is_foreign_suspect(request, block) for block in request.block_ids)
+        request.trusts_others = False
 
     def forget_suspects(self, request: Request) -> set[int]:
         """Unpublish all suspects that the request computed or reads; returns them."""
@@ -210,16 +216,16 @@ class BlockTables:
             tokens = request.token_ids[index * size : (index + 1) * size]
             hashes.append(block_hash(parent, tokens, request.adapter_digest))
 
-    def _trusted(self, request: Request, prefix: list[int]) -> list[int]:
+    def _usable(self, request: Request, prefix: list[int]) -> list[int]:
         """A request that has failed once takes no more chances: if it fails again, it was its own fault."""
-        if request.num_failed_steps:
-            for index, block in enumerate(prefix):
-                if self._is_foreign_suspect(request, block):
-                    return prefix[:index]
-        return prefix
+        return self._proven(request, prefix) if request.num_failed_steps else prefix
 
-    def _is_foreign_suspect(self, request: Request, block: int) -> bool:
-        return self._suspects.get(block, request.id) != request.id
+    def _proven(self, request: Request, prefix: list[int]) -> list[int]:
+        """The blocks of `prefix` before the first suspect that another request has computed."""
+        for index, block in enumerate(prefix):
+            if self._suspects.get(block, request.id) != request.id:
+                return prefix[:index]
+        return prefix
 
     def _shares(self, request: Request) -> bool:
         # An adapter without a digest could be reloaded under its old name: its blocks are nobody else's.
