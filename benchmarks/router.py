@@ -152,9 +152,10 @@ async def overhead(seconds: float) -> None:
             before = cpu_seconds(fleet.router.pid)
             routed = await closed_loop([fleet.router_port], requests, 32, seconds)
             used = cpu_seconds(fleet.router.pid) - before
+            cost_us = 1e6 * used / (routed * seconds)
             print(
-                f"{name} prompts: router {routed:8,.0f} req/s, {1e6 * used / (routed * seconds):5.1f} us CPU/request;"
-                f" direct {direct:8,.0f} req/s; ratio {routed / direct:.2f}"
+                f"{name} prompts: router {routed:8,.0f} req/s, {cost_us:5.1f} us CPU/request"
+                f" = {1e6 / cost_us:,.0f} req/s of one core; direct {direct:8,.0f} req/s"
             )
     finally:
         fleet.stop()

@@ -1,6 +1,6 @@
-"""Simulated engines for router benchmarks:
+"""Simulated engines for router benchmarks: a paged LRU cache, chunked prefill and continuous batching.
 
-HTTP, a paged LRU prefix cache, chunked prefill and continuous batching. No model and no tokens: one token is
+No model and no tokens: one token is
 four bytes of the prompt. Milliseconds do not transfer to a GPU; the order of routers does. `python
 simulated_engine.py --ports 9101,9102` runs one engine per port in one process.
 """

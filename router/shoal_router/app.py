@@ -1,7 +1,4 @@
-"""The router put together:
-
-one Router owns all parts, answers the paths of its own and hands the others to the proxy.
-"""
+"""The router put together: owns all parts, answers its own paths and hands the others to the proxy."""
 
 from __future__ import annotations
 
@@ -117,11 +114,17 @@ class Router:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_s)
-            self._listener.sweep()
-            self._proxy.sweep()
-            for endpoint in self.endpoints:
-                endpoint.pool.sweep(self._loop.time())
-                self.index.resize(endpoint.slot, self._blocks(endpoint))
+            try:
+                self._sweep_once()
+            except Exception:
+                log.exception("bug in the sweep of deadlines")
+
+    def _sweep_once(self) -> None:
+        self._listener.sweep()
+        self._proxy.sweep()
+        for endpoint in self.endpoints:
+            endpoint.pool.sweep(self._loop.time())
+            self.index.resize(endpoint.slot, self._blocks(endpoint))
 
     # Requests
 

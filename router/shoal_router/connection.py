@@ -1,8 +1,9 @@
 """Connections of clients: sockets, deadlines, order of replies.
 
 What bytes mean is http1.py's, what to answer app.py's. A connection answers one request at a time. Requests
-pipelined behind it wait in order while reading is paused. Deadlines are absolute: a client that trickles
-bytes does not move them. One sweep over all connections enforces them, so that a request costs no timer.
+pipelined behind it wait in order while reading is paused; only then is a client that leaves not noticed
+before something is written to it. Deadlines are absolute: a client that trickles bytes does not move them.
+One sweep over all connections enforces them, so that a request costs no timer.
 """
 
 from __future__ import annotations

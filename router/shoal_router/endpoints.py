@@ -1,7 +1,7 @@
-"""The replicas this router knows:
+"""The replicas this router knows: their standing, their load, and what they said of themselves.
 
-their standing, their load as it knows it, and what they said of themselves. One Endpoint per replica, changed
-by proxy.py (load) and health.py (standing, report). Chooses nothing, sends nothing.
+One Endpoint per replica, changed by placement.py and exchange.py (load) and health.py (standing, report).
+Chooses nothing, sends nothing.
 """
 
 from __future__ import annotations
@@ -120,10 +120,7 @@ class EndpointSet:
         return len(self._by_name)
 
     def reconcile(self, addresses: Iterable[Address]) -> None:
-        """Make the set be `addresses`:
-
-        new ones start absent, gone ones get nothing more but finish what they have.
-        """
+        """Make the set be `addresses`: new ones start absent, gone ones finish what they have."""
         wanted = {address.name: address for address in addresses}
         for name, endpoint in list(self._by_name.items()):
             if wanted.get(name) != endpoint.address:

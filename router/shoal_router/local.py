@@ -1,7 +1,4 @@
-"""Answers that need no replica:
-
-health, readiness, metrics, version, the merged model list, the debug view.
-"""
+"""Answers that need no replica: health, readiness, metrics, version, the merged models, the debug view."""
 
 from __future__ import annotations
 

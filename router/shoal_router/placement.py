@@ -33,17 +33,12 @@ class Placement(msgspec.Struct, frozen=True):
     stamp: int  # of this use in the index; grows from request to request
     uncached_tokens: float
     cached_share: float  # of the prompt, as believed
-    believed_stamp: (
-        int  # last use of the deepest block believed cached; 0 when there is nothing to contradict
-    )
+    believed_stamp: int  # last use of the deepest block believed cached; 0 when there is none to contradict
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """How to choose:
-
-    the policy's weights, the block whose hash has a home, and whether caches count at all.
-    """
+    """How to choose: weights, the number of the block whose hash has a home, and whether caches count."""
 
     weights: Weights = field(default_factory=Weights)
     home_block: int = 0
@@ -104,10 +99,7 @@ class Placer:
         return proven or endpoints
 
     def _home(self, chain: list[int], depths: dict[int, int]) -> int:
-        """Hash of the prefix whose home decides:
-
-        the first block that nobody holds, or the configured beginning.
-        """
+        """Hash of the prefix whose home decides: the first block that nobody holds, or `home_block`."""
         deepest = max(depths.values()) if depths else 0
         return chain[min(max(deepest, self._routing.home_block), len(chain) - 1)]
 

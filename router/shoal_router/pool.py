@@ -1,7 +1,6 @@
-"""Keep-alive connections to one replica:
+"""Keep-alive connections to one replica: opened when there is none, closed before the replica does it.
 
-opened when there is none, kept for a while, closed before the replica does. What happens on a connection is
-upstream.py's.
+What happens on a connection is upstream.py's.
 """
 
 from __future__ import annotations

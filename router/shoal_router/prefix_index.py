@@ -1,9 +1,9 @@
-"""Which replica is believed to hold which prompt prefix:
+"""Which replica is believed to hold which prompt prefix; bounded, forgets as the engines do.
 
-bounded, forgets as the engines do, knows nothing of load. A prefix is a chain of block hashes
-(shoal_api.prefix). `holders` maps a hash to a bit mask of replica slots, so one walk along a chain gives
-every replica's match. Per slot an LRU of the engine's own size: what the engine must have evicted, the index
-has evicted too. Entries are beliefs, made when a request is routed; `contradict` takes them back.
+Knows nothing of load. A prefix is a chain of block hashes (shoal_api.request_prefix). `holders` maps a hash
+to a bit mask of replica slots, so one walk along a chain gives every replica's match. Per slot an LRU of the
+engine's own size: what the engine must have evicted, the index has evicted too. Entries are beliefs, made
+when a request is routed; `contradict` takes them back.
 """
 
 from __future__ import annotations
@@ -76,10 +76,7 @@ class PrefixIndex:
         return self._replicas[slot].get(block, 0)
 
     def use(self, slot: int, chain: Sequence[int]) -> int:
-        """The replica is about to compute or reuse this chain;
-
-        returns the stamp of this use, which only grows.
-        """
+        """The replica is about to compute or reuse this chain; returns the use's stamp, which only grows."""
         self._stamp = stamp = self._stamp + 1
         lru, holders, bit, capacity = self._replicas[slot], self._holders, 1 << slot, self._capacity[slot]
         move_to_end = lru.move_to_end

@@ -1,7 +1,6 @@
-"""What the router reads in a request's body:
+"""What the router reads in a body: the model, whether it streams, and the bytes that caches are keyed by.
 
-the model, whether it streams, and the bytes that caches are keyed by. Only these fields are decoded; the body
-goes on as it came. Whether it is valid is the engine's to say.
+Only these fields are decoded; the body goes on as it came. Whether it is valid is the engine's to say.
 """
 
 from __future__ import annotations

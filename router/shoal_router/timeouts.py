@@ -31,8 +31,8 @@ def overdue(
 ) -> Overdue | None:
     """What a request is late with, if anything.
 
-    `age_s` is the time since it came, `waited_s` for a stream's first byte, `silent_s` since its last piece; None
-    where that does not apply.
+    `age_s` is the time since it came, `waited_s` for a stream's first byte, `silent_s` since its last piece;
+    None where that does not apply.
     """
     if age_s > timeouts.total_s:
         return Overdue.TOTAL

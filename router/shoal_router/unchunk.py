@@ -1,7 +1,4 @@
-"""Take the chunk framing off a reply's body, for readers that cannot:
-
-HTTP/1.0 clients and the router itself.
-"""
+"""Take the chunk framing off a reply's body, for HTTP/1.0 clients and for the router itself."""
 
 from __future__ import annotations
 

@@ -21,10 +21,7 @@ _CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})\s*[,}]')
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """`cached_tokens` of the `prompt_tokens` came from the engine's cache;
-
-    None when the engine does not tell.
-    """
+    """`cached_tokens` of the `prompt_tokens` came from the engine's cache; None when it does not tell."""
 
     prompt_tokens: int
     cached_tokens: int | None
