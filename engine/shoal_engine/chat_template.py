@@ -93,8 +93,9 @@ class ChatTemplate:
 
     def close(self) -> None:
         """End the idle workers. Without it they end with this object."""
-        while self._idle:
-            self._idle.pop().close()
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
 
     def _render(self, template: int, variables: Mapping[str, Any]) -> str:
         with self._lock:

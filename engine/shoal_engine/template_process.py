@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -71,11 +72,11 @@ class TemplateProcess:
             reply: dict[str, str] = json.loads(
                 self._exchange(frame, time.monotonic() + self._limits.wall_seconds)
             )
-        except (OSError, EOFError):
-            raise WorkerGone(self._reason()) from None
         except TimeoutError:
             self.close()
             raise WorkerGone("stalled") from None
+        except (OSError, EOFError):
+            raise WorkerGone(self._reason()) from None
         return reply
 
     def _exchange(self, frame: bytes, deadline_s: float) -> bytes:
@@ -90,7 +91,10 @@ class TemplateProcess:
         return _read_exactly(from_worker.fileno(), size, deadline_s)
 
     def _reason(self) -> str:
-        code = self._process.wait()
+        """Why its pipe has closed: the signal that ends it tells."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        code = self._process.returncode
         self.close()
         return "time" if code == -signal.SIGPROF else "memory"
 
