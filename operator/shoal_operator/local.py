@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO, cast
 
 import httpx
 from rich.console import Console
@@ -26,6 +27,7 @@ from shoal_operator.local_models import ModelPlaces, find_model, hf_cache_dir
 from shoal_operator.local_plan import LocalPlan, Machine, Placed, Programs, make_plan, ports_needed
 from shoal_operator.local_session import Session, SessionSettings
 from shoal_operator.machine import available_cpus, visible_gpus
+from shoal_operator.outlet import Outlet
 from shoal_operator.ports import LOOPBACK, free_ports, require_free
 from shoal_operator.progress import Terminal
 
@@ -40,7 +42,7 @@ def main(
     options = parser.parse_args(argv)
     if options.ready_file is not None and not options.ready_file.absolute().parent.is_dir():
         parser.error(f"--ready-file: there is no directory {options.ready_file.parent}")
-    console = Console(highlight=False)
+    console = Console(file=cast(TextIO, Outlet(sys.stdout)), highlight=False)
     try:
         manifests = read_deployments(options.file)
         for note in manifests.notes:

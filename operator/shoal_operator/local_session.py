@@ -86,24 +86,34 @@ class Session:
 
     async def _serve(self, interrupts: Interrupts) -> GivenUp | None:
         """Until the first interrupt, or until a process has been given up, which it returns."""
-        announcement = asyncio.create_task(self._announce_ready())
-        work = asyncio.gather(announcement, self._fleet.wait_failed())
+        failed = asyncio.create_task(self._until_failure())
         asked = asyncio.create_task(interrupts.first.wait())
-        either: set[asyncio.Future[Any]] = {work, asked}
+        either: set[asyncio.Task[Any]] = {failed, asked}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        announcement.cancel()
         asked.cancel()
         self._terminal.end_progress()
-        if not work.done():
-            work.cancel()
+        if not failed.done():
+            failed.cancel()
             return None
         try:
-            work.result()
+            failed.result()
         except GivenUp as failure:
             times = f"given up after {failure.attempts} starts" if failure.attempts > 1 else "given up"
             self._terminal.failure(failure.name, failure.cause, f"{times}, stopping everything")
             return failure
         raise AssertionError("a fleet ends by being asked to or by failing")
+
+    async def _until_failure(self) -> None:
+        """Raises what ends the fleet; says meanwhile when all of it is ready."""
+        announcement = asyncio.create_task(self._announce_ready())
+        failed = asyncio.create_task(self._fleet.wait_failed())
+        try:
+            done, _ = await asyncio.wait({announcement, failed}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            announcement.cancel()
+            failed.cancel()
 
     async def _drain_or_kill(self, interrupts: Interrupts) -> tuple[str, ...]:
         drain = asyncio.create_task(self._fleet.drain())

@@ -40,6 +40,7 @@ def test_the_demo_answers_and_the_second_prompt_comes_from_the_cache_of_the_same
     ]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_S)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
     served = re.findall(r"replica (\S+), (\d+) of (\d+) prompt tokens from cache", run.stdout)
     assert len(served) == 2
     (first, cold, _), (second, cached, prompt) = served

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
@@ -11,9 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +19,8 @@ import httpx
 import pytest
 import yaml
 
-from shoal_operator.ports import free_ports
 from tests.operator.liveness import alive, wait_gone
-
-UP = Path(__file__).parent / "programs/up_with_fakes.py"
-WAIT_S = 20.0
-MODEL = {"uri": "file:///models/tiny"}
-CACHE = {"type": "HostPath", "path": "/srv/models"}
-
-
-def manifest(name: str = "fake", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "serving.shoal.dev/v1alpha1",
-        "kind": "LLMDeployment",
-        "metadata": {"name": name},
-        "spec": {"model": MODEL, "resources": {"acceleratorCount": 0}, "cache": CACHE, **spec},
-    }
-
-
-class Up:
-    """One run of `shoal up` in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_ports(1)[0]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[str] | None = None
-        self._lines: list[str] = []
-        self._reader: threading.Thread | None = None
-        (folder / "store/tiny").mkdir(parents=True)
-
-    def start(self, lives: list[dict[str, Any]], *manifests: dict[str, Any]) -> None:
-        """Runs `manifests` as one multi-document file; its engines live as told."""
-        (self.folder / "script.json").write_text(json.dumps(lives))
-        (self.folder / "m.yaml").write_text(yaml.safe_dump_all(manifests))
-        self.run("-f", "m.yaml")
-
-    def run(self, *arguments: str) -> None:
-        command = [sys.executable, str(UP), str(self.folder / "script.json"), *arguments]
-        command += ["--port", str(self.port), "--models-dir", "store", "--ready-file", "ready.json"]
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        self._lines.extend(iter(self.process.stdout.readline, ""))
-
-    @property
-    def output(self) -> str:
-        return "".join(self._lines)
-
-    def pids(self) -> list[int]:
-        """Of every engine ever started, and of its children."""
-        starts = self.folder / "script.json.starts"
-        return [int(line.split()[1]) for line in starts.read_text().splitlines()] if starts.exists() else []
-
-    def wait(self, condition: Callable[[], object]) -> None:
-        assert self.process is not None
-        deadline_s = time.monotonic() + WAIT_S
-        while not condition():
-            assert self.process.poll() is None or condition(), self.output
-            assert time.monotonic() < deadline_s, self.output
-            time.sleep(0.02)
-
-    def wait_ready(self) -> dict[str, Any]:
-        """The content of the ready file."""
-        self.wait((self.folder / "ready.json").exists)
-        facts: dict[str, Any] = json.loads((self.folder / "ready.json").read_text())
-        return facts
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def end(self) -> int:
-        """Waits for the exit code; the output is then complete."""
-        assert self.process is not None
-        assert self._reader is not None
-        code = self.process.wait(WAIT_S)
-        self._reader.join(WAIT_S)
-        return code
+from tests.operator.programs.fleet import WAIT_S, Up, manifest, stream
 
 
 @pytest.fixture
@@ -161,14 +77,6 @@ def test_an_open_stream_ends_before_the_fleet_stops(up: Up) -> None:
         assert "data: [DONE]" in list(lines)
     assert up.end() == 0
     wait_gone(up.pids())
-
-
-@contextlib.contextmanager
-def stream(up: Up) -> Iterator[Iterator[str]]:
-    """The lines of a streamed answer through the router; it takes 2 s."""
-    body = {"stream": True}
-    with httpx.stream("POST", f"{up.url}/v1/chat/completions", json=body, trust_env=False) as reply:
-        yield (line for line in reply.iter_lines() if line)
 
 
 def listens(port: int) -> bool:
@@ -252,36 +160,43 @@ def test_interrupt_while_loading_stops_at_once(up: Up) -> None:
     assert up.end() == 0
 
 
-def test_a_terminal_shows_bars_while_loading_and_takes_ctrl_c(up: Up) -> None:
+def test_a_reader_that_leaves_ends_the_output_not_the_service(up: Up) -> None:
+    (up.folder / "script.json").write_text("[{}]")
+    (up.folder / "m.yaml").write_text(yaml.safe_dump(manifest()))
+    up.run("-f", "m.yaml", stdout="closed")
+    up.wait_ready()
+    assert httpx.post(f"{up.url}/v1/completions", json={}, trust_env=False).json()["pid"] in up.pids()
+    up.signal(signal.SIGTERM)
+    assert up.end() == 0
+
+
+@pytest.mark.parametrize("end", ["ctrl-c", "closed terminal"])
+def test_a_terminal_shows_bars_while_loading_and_its_end_drains(end: str, up: Up) -> None:
     (up.folder / "script.json").write_text(json.dumps([{"load_s": 0.6}]))
     (up.folder / "m.yaml").write_text(yaml.safe_dump(manifest()))
-    command = [
-        sys.executable,
-        str(UP),
-        "script.json",
-        "-f",
-        "m.yaml",
-        "--port",
-        str(up.port),
-        "--models-dir",
-        "store",
-    ]
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(up.folder)
-        os.execve(sys.executable, command, {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"})
+        os.execve(
+            sys.executable,
+            up.command("-f", "m.yaml"),
+            {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
+        )
     shown = ""
     while "Ctrl-C drains" not in shown:
         shown += os.read(terminal, 65536).decode()
     assert "━" in shown
     assert "loading weights" in shown
-    os.write(terminal, b"\x03")
-    while True:
-        try:
+    with stream(up) as lines:
+        assert next(lines) == "data: 0"
+        if end == "ctrl-c":
+            os.write(terminal, b"\x03")
+        else:
+            os.close(terminal)
+        assert "data: [DONE]" in list(lines)
+    if end == "ctrl-c":
+        while not shown.endswith("\r\nstopped\r\n"):
             shown += os.read(terminal, 65536).decode()
-        except OSError:  # the other end is closed
-            break
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
-    assert "draining" in shown
-    assert "stopped" in shown
+    if end == "ctrl-c":
+        os.close(terminal)
