@@ -23,12 +23,14 @@ INLINE const uint32_t *tile_in_cache(const Attention *a, const Item *item, int64
 
 INLINE int sees(const Item *item, int64_t token) { return item->begin <= token && token < item->end; }
 
-/* Start loading a tile that will be wanted soon. */
-INLINE void prefetch_tile(const Attention *a, const Item *item, int64_t token, int kind, int dtype)
+/* With few rows memory is the limit, and what is needed next must be on its way; with many the multipliers are. */
+enum { FETCH_ROWS = 16 };
+
+/* Where a tile will be read from next, or `otherwise` when that is no single place. */
+INLINE const uint32_t *tile_ahead(const Attention *a, const Item *item, int64_t token, int kind, const uint32_t *otherwise, int dtype)
 {
-    if (a->batch->block_tokens < TILE || !sees(item, token)) return;
-    const uint32_t *tile = tile_in_cache(a, item, token, kind, dtype);
-    for (int64_t i = 0; i < a->key_words * TILE; i += CACHE_LINE / 4) __builtin_prefetch(tile + i, 0, 3);
+    if (!item || a->batch->block_tokens < TILE || !sees(item, token)) return otherwise;
+    return tile_in_cache(a, item, token, kind, dtype);
 }
 
 /* Keys of TILE tokens: in the cache, or put together from blocks that are smaller. */
@@ -91,15 +93,16 @@ INLINE void attend_span(const Attention *a, const Item *item, int64_t span, Scra
     int64_t base = span * SPAN;
     int64_t first = base + at_least(item->begin - base, 0) / TILE * TILE, end = at_most(item->end, base + SPAN);
     int64_t num_tiles = (end - first + TILE - 1) / TILE;
-    const uint32_t *rows[item->rows], *tiles[SPAN / TILE];
-    Product product = {rows, item->rows, s->scores, SPAN, tiles, num_tiles, a->key_words};
+    const uint32_t *rows[item->rows], *tiles[SPAN / TILE], *ahead[SPAN / TILE];
+    const uint32_t *const *fetch = item->rows <= FETCH_ROWS ? ahead : NULL;
+    Product product = {rows, item->rows, s->scores, SPAN, tiles, num_tiles, fetch, a->key_words};
     for (int64_t r = 0; r < item->rows; r++)
         rows[r] = (const uint32_t *)a->q + query_head(a, item, r) * a->key_words;
     for (int64_t i = 0; i < num_tiles; i++) {
         tiles[i] = key_tile(a, item, first + i * TILE, s->keys + i * TILE * a->key_words, dtype);
-        prefetch_tile(a, item, first + i * TILE, VALUES, dtype);
+        ahead[i] = tile_ahead(a, item, first + i * TILE, VALUES, tiles[i], dtype);
     }
-    dtype == BFLOAT16 ? score_product_pairs(&product) : score_product_floats(&product);
+    score_product(&product, dtype);
     for (int64_t r = 0; r < item->rows; r++) {
         int64_t position = item->position + r / a->group - first;
         softmax_row(s->scores + r * SPAN, num_tiles * TILE, a->window ? position - a->window + 1 : 0, position + 1, a->scale,
@@ -108,10 +111,10 @@ INLINE void attend_span(const Attention *a, const Item *item, int64_t span, Scra
     }
     for (int64_t i = 0; i < num_tiles; i++) {
         tiles[i] = value_tile(a, item, first + i * TILE, s->values + i * value_rows_per_tile(dtype) * a->value_stride, dtype);
-        if (next) prefetch_tile(a, next, next_token + i * TILE, KEYS, dtype);
+        ahead[i] = tile_ahead(a, next, next_token + i * TILE, KEYS, tiles[i], dtype);
     }
-    product = (Product){rows, item->rows, out->values, a->value_stride, tiles, num_tiles, a->value_stride};
-    dtype == BFLOAT16 ? value_product_pairs(&product, a->head_dim) : value_product_floats(&product, a->head_dim);
+    product = (Product){rows, item->rows, out->values, a->value_stride, tiles, num_tiles, fetch, a->value_stride};
+    value_product(&product, a->head_dim, dtype);
 }
 
 INLINE void write_rows(const Attention *a, const Item *item, const Partial *total, int dtype)

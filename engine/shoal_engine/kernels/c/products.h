@@ -44,23 +44,27 @@ typedef struct {
     int64_t stride;
     const uint32_t *const *tiles; /* right operand */
     int64_t num_tiles;
-    int64_t words; /* scores: words per head. values: words from one row of a tile to the next */
+    const uint32_t *const *ahead; /* tiles wanted next, loaded along line by line; NULL: none */
+    int64_t words;                /* scores: words per head. values: words from one row of a tile to the next */
 } Product;
 
-INLINE void score_block(const int rows, const Product *p, int64_t row, int64_t first_tile, int dtype)
+INLINE void score_block(const int rows, const Product *p, int64_t row, int64_t first_tile, int fetch, int dtype)
 {
     Floats sums[MAX_ROWS_AT_ONCE][MAX_VECTORS] = {0};
-    const uint32_t *column[MAX_VECTORS];
+    const uint32_t *column[MAX_VECTORS], *ahead[MAX_VECTORS];
 #pragma GCC unroll 8
     for (int v = 0; v < MAX_VECTORS; v++) {
         /* Behind the last tile the last is repeated: nobody reads those scores. */
         int64_t tile = first_tile + v * LANES / TILE;
-        column[v] = p->tiles[tile < p->num_tiles ? tile : p->num_tiles - 1] + v * LANES % TILE;
+        if (tile >= p->num_tiles) tile = p->num_tiles - 1;
+        column[v] = p->tiles[tile] + v * LANES % TILE;
+        if (fetch) ahead[v] = p->ahead[tile];
     }
     for (int64_t w = 0; w < p->words; w++)
 #pragma GCC unroll 8
         for (int v = 0; v < MAX_VECTORS; v++) {
             Words keys = load_words(column[v] + w * TILE);
+            if (fetch) __builtin_prefetch(ahead[v] + w * TILE);
 #pragma GCC unroll 3
             for (int r = 0; r < rows; r++) sums[r][v] = multiply_add(p->rows[row + r][w], keys, sums[r][v], dtype);
         }
@@ -72,7 +76,7 @@ INLINE void score_block(const int rows, const Product *p, int64_t row, int64_t f
 }
 
 /* Even and odd tiles have sums of their own, added at the end, for there are only half as many vectors in a head. */
-INLINE void value_block(const int rows, const int vectors, const Product *p, int64_t row, int64_t column, int dtype)
+INLINE void value_block(const int rows, const int vectors, const Product *p, int64_t row, int64_t column, int fetch, int dtype)
 {
     const int64_t tile_rows = value_rows_per_tile(dtype);
     Floats sums[2][MAX_ROWS_AT_ONCE][MAX_VALUE_VECTORS] = {0};
@@ -83,7 +87,9 @@ INLINE void value_block(const int rows, const int vectors, const Product *p, int
             for (int odd = 0; odd < 2; odd++)
 #pragma GCC unroll 4
                 for (int v = 0; v < vectors; v++) {
-                    Words values = load_words(p->tiles[tile + odd] + i * p->words + column + v * LANES);
+                    int64_t at = i * p->words + column + v * LANES;
+                    Words values = load_words(p->tiles[tile + odd] + at);
+                    if (fetch) __builtin_prefetch(p->ahead[tile + odd] + at);
 #pragma GCC unroll 3
                     for (int r = 0; r < rows; r++)
                         sums[odd][r][v] = multiply_add(p->rows[row + r][(tile + odd) * tile_rows + i], values, sums[odd][r][v], dtype);
@@ -91,7 +97,9 @@ INLINE void value_block(const int rows, const int vectors, const Product *p, int
     for (int64_t i = 0; tile < p->num_tiles && i < tile_rows; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-            Words values = load_words(p->tiles[tile] + i * p->words + column + v * LANES);
+            int64_t at = i * p->words + column + v * LANES;
+            Words values = load_words(p->tiles[tile] + at);
+            if (fetch) __builtin_prefetch(p->ahead[tile] + at);
 #pragma GCC unroll 3
             for (int r = 0; r < rows; r++)
                 sums[0][r][v] = multiply_add(p->rows[row + r][tile * tile_rows + i], values, sums[0][r][v], dtype);
@@ -113,22 +121,32 @@ INLINE void value_block(const int rows, const int vectors, const Product *p, int
         if (row < count) BLOCK(1, __VA_ARGS__);                                              \
     } while (0)
 
-/* out[r][16 i + t] = row r . key t of tile i; columns up to the next multiple of MAX_VECTORS * LANES are overwritten. */
-INLINE void score_product(const Product *p, int dtype)
+INLINE void score_rows(const Product *p, int fetch, int dtype)
 {
-    for (int64_t tile = 0; tile < p->num_tiles; tile += MAX_VECTORS * LANES / TILE) FOR_ROWS(p, score_block, p, row, tile, dtype);
+    for (int64_t tile = 0; tile < p->num_tiles; tile += MAX_VECTORS * LANES / TILE)
+        FOR_ROWS(p, score_block, p, row, tile, fetch, dtype);
 }
 
-/* out[r][d] = sum over tokens of weight * value, for d < columns rounded up to LANES */
-INLINE void value_product(const Product *p, int64_t columns, int dtype)
+INLINE void value_rows(const Product *p, int64_t columns, int fetch, int dtype)
 {
     const int width = MAX_VALUE_VECTORS * LANES;
     int64_t d = 0;
-    for (; d + width <= columns; d += width) FOR_ROWS(p, value_block, MAX_VALUE_VECTORS, p, row, d, dtype);
-    for (; d < columns; d += LANES) FOR_ROWS(p, value_block, 1, p, row, d, dtype);
+    for (; d + width <= columns; d += width) FOR_ROWS(p, value_block, MAX_VALUE_VECTORS, p, row, d, fetch, dtype);
+    for (; d < columns; d += LANES) FOR_ROWS(p, value_block, 1, p, row, d, fetch, dtype);
 }
 
-static __attribute__((noinline)) void score_product_floats(const Product *p) { score_product(p, FLOAT32); }
-static __attribute__((noinline)) void score_product_pairs(const Product *p) { score_product(p, BFLOAT16); }
-static __attribute__((noinline)) void value_product_floats(const Product *p, int64_t columns) { value_product(p, columns, FLOAT32); }
-static __attribute__((noinline)) void value_product_pairs(const Product *p, int64_t columns) { value_product(p, columns, BFLOAT16); }
+#define ONCE static __attribute__((noinline)) void
+ONCE score_floats(const Product *p) { p->ahead ? score_rows(p, 1, FLOAT32) : score_rows(p, 0, FLOAT32); }
+ONCE score_pairs(const Product *p) { p->ahead ? score_rows(p, 1, BFLOAT16) : score_rows(p, 0, BFLOAT16); }
+ONCE value_floats(const Product *p, int64_t d) { p->ahead ? value_rows(p, d, 1, FLOAT32) : value_rows(p, d, 0, FLOAT32); }
+ONCE value_pairs(const Product *p, int64_t d) { p->ahead ? value_rows(p, d, 1, BFLOAT16) : value_rows(p, d, 0, BFLOAT16); }
+#undef ONCE
+
+/* out[r][16 i + t] = row r . key t of tile i; columns up to the next multiple of MAX_VECTORS * LANES are overwritten. */
+INLINE void score_product(const Product *p, int dtype) { dtype == BFLOAT16 ? score_pairs(p) : score_floats(p); }
+
+/* out[r][d] = sum over tokens of weight * value, for d < columns rounded up to LANES. */
+INLINE void value_product(const Product *p, int64_t columns, int dtype)
+{
+    dtype == BFLOAT16 ? value_pairs(p, columns) : value_floats(p, columns);
+}
