@@ -34,7 +34,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     )
     options = parse_flags(parser, ServeOptions, argv)
     # Imported late, so that --help is quick and a mistaken option is told at once.
-    from shoal_engine.server.logs import set_up_logging
+    from shoal_engine.logs import set_up_logging
     from shoal_engine.server.serving import ApiServer, listen
 
     set_up_logging()

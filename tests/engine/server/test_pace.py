@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from shoal_engine.server.pace import LONGEST_S, Pace
 
 

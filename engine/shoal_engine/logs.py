@@ -1,5 +1,5 @@
-"""How the API process talks to its operator: lines for people on a terminal, one JSON object per line
-elsewhere.
+"""How API process and engine process talk to their operator: lines for people on a terminal, one JSON
+object per line elsewhere.
 """
 
 from __future__ import annotations
