@@ -53,9 +53,8 @@ class SamplingRows:
         self._vocab_size = vocab_size
         self._free = [0]
         self._seeds = random.Random(seed)
-        self._unseen: dict[
-            int, tuple[Ids, Ids]
-        ] = {}  # prompt and output, of penalised rows before their first batch
+        # Prompt and output of penalised rows before their first batch.
+        self._unseen: dict[int, tuple[Ids, Ids]] = {}
 
     def add(
         self,

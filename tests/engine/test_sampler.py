@@ -238,17 +238,25 @@ def test_unseeded_requests_differ_and_the_engine_seed_repeats_the_run() -> None:
     assert len(set(columns)) == 3
 
 
-def test_an_unseeded_request_that_is_added_again_keeps_its_seed() -> None:
-    row = random_logits(1, 3000)
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": 1.5}, {"temperature": 0.0, "frequency_penalty": 0.5}],
+    ids=["drawn", "penalised"],
+)
+def test_a_request_that_is_added_again_keeps_its_drawn_seed_and_only_the_tokens_that_count(
+    fields: dict[str, Any],
+) -> None:
+    row = random_logits(1, 30)
     runs = []
     for again in (False, True):
-        sampler = Sampler(3000, CPU, seed=4)
-        sampler.add("a", params(temperature=1.5), [1])
+        sampler = Sampler(30, CPU, seed=4)
+        sampler.add("a", params(**fields), [1])
         output = sampler.sample(row, ["a"]).token_ids.tolist()
         if again:
-            sampler.sample(row, ["a"])  # a step whose result is thrown away
-            sampler.add("a", params(temperature=1.5), [1], output)
-        runs.append(output + [int(sampler.sample(row, ["a"]).token_ids) for _ in range(5)])
+            for _ in range(3):  # steps whose results are thrown away
+                sampler.sample(row, ["a"])
+            sampler.add("a", params(**fields), [1], output)
+        runs.append(output + [int(sampler.sample(row, ["a"]).token_ids) for _ in range(8)])
     assert runs[0] == runs[1]
 
 
@@ -473,6 +481,8 @@ def test_rows_of_ended_requests_are_used_again() -> None:
     rows = SamplingRows(50, CPU, seed=0)
     for number in range(1000):
         rows.add(str(number), params(repetition_penalty=1.2), [1, 2], [], [EOS])
+        _, gathered = rows.gather([str(number)])
+        assert 0 <= gathered["slot"][0] < 4
         rows.remove(str(number - 3))
     assert len(rows.values) == 4
     assert len(rows.index) == 3
