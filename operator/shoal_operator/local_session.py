@@ -26,7 +26,7 @@ MODELS_PERIOD_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """`ready_file` exists while everything has been ready and nobody has asked to stop; None: no file."""
+    """`ready_file` exists from when everything is ready to the end; None: no file."""
 
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     patience: Patience = field(default_factory=Patience)
