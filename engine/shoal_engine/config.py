@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -71,7 +73,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each q and k head before the rotation
     sliding_window: int | None = None  # tokens a query sees, itself included
-    sliding_layers: frozenset[int] | None = None  # None = the window holds in every layer
+    sliding_layers: Container[int] | None = None  # None = the window holds in every layer
     hidden_act: str = "silu"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -94,9 +96,7 @@ class ModelConfig:
             raise ModelLoadError(
                 f"bos_token_id {self.bos_token_id} is outside the vocabulary of {self.vocab_size}"
             )
-        factors = self.rope.freq_factors
-        if factors is not None and len(factors) != self.head_dim // 2:
-            raise ModelLoadError(f"{len(factors)} rotary factors do not fit a head_dim of {self.head_dim}")
+        _check_rope(self.rope, self.head_dim)
 
     def window(self, layer: int) -> int | None:
         """Tokens a query of this layer sees, itself included; None = all."""
@@ -116,6 +116,25 @@ _LARGEST = {
     "intermediate_size": 1 << 20,
     "max_position_embeddings": 1 << 24,
 }
+
+
+def _check_rope(rope: RopeConfig, head_dim: int) -> None:
+    for name in ("theta", "factor", "beta_fast", "beta_slow"):
+        if getattr(rope, name) <= 0.0:
+            raise ModelLoadError(f"the {name} of the rotary positions is {getattr(rope, name)}, not above 0")
+    if rope.type in ("llama3", "yarn") and rope.original_max_position < 1:
+        raise ModelLoadError(f"rotary positions of type {rope.type} need the original number of positions")
+    if rope.type == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise ModelLoadError(
+            "the high_freq_factor of the rotary positions is not above their low_freq_factor"
+        )
+    if rope.freq_factors is not None and len(rope.freq_factors) != head_dim // 2:
+        raise ModelLoadError(f"{len(rope.freq_factors)} rotary factors do not fit a head_dim of {head_dim}")
+
+
+def yarn_attention(factor: float, weight: float = 1.0) -> float:
+    """By how much YaRN scales q and k each (arXiv 2309.00071), weighted as DeepSeek does."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
 def read_config(path: Path | str) -> ModelConfig:

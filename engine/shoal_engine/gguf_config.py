@@ -5,14 +5,13 @@ What the metadata leaves out (biases, tied output, vocabulary size) is told by w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shoal_engine.config import GenerationDefaults, ModelConfig, RopeConfig
+from shoal_engine.config import GenerationDefaults, ModelConfig, RopeConfig, yarn_attention
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.fields import Fields
 from shoal_engine.gguf import Gguf, open_gguf
@@ -58,9 +57,10 @@ def _values(gguf: Gguf) -> dict[str, Any]:
     hidden_size, num_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     head_dim = _head_dim(fields, hidden_size // max(num_heads, 1))
     max_positions = fields.integer("context_length")
+    vocab_size = gguf.tensors["token_embd.weight"].shape[0]
     return {
         "architecture": ARCHITECTURES[arch],
-        "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
+        "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_layers": fields.integer("block_count"),
         "num_heads": num_heads,
@@ -76,8 +76,8 @@ def _values(gguf: Gguf) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_gate.bias" in gguf.tensors,
         "qk_norm": "blk.0.attn_q_norm.weight" in gguf.tensors,
         "sliding_window": fields.integer("attention.sliding_window", 0) or None,
-        "bos_token_id": every.integer("tokenizer.ggml.bos_token_id", None),
-        "eos_token_ids": _eos_token_ids(every, gguf.metadata),
+        "bos_token_id": special_token_id(every, "bos_token_id", vocab_size),
+        "eos_token_ids": _eos_token_ids(every, gguf.metadata, vocab_size),
         "generation": _generation(Fields(gguf.path, gguf.metadata, prefix="general.sampling.")),
     }
 
@@ -112,7 +112,7 @@ def _rope(gguf: Gguf, fields: Fields, max_positions: int) -> RopeConfig:
         original_max_position=fields.integer("rope.scaling.original_context_length", max_positions),
         beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
-        attention_factor=extra * (0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0),
+        attention_factor=extra * yarn_attention(factor),
     )
 
 
@@ -129,8 +129,14 @@ def _rope_divisors(gguf: Gguf) -> tuple[float, ...] | None:
     return tuple(divisors.tolist())
 
 
-def _eos_token_ids(every: Fields, metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    named = (every.integer(f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot", "eom"))
+def special_token_id(every: Fields, name: str, vocab_size: int) -> int | None:
+    """The id under tokenizer.ggml; None also for one outside the vocabulary, as writers put for "none"."""
+    token_id = every.integer(f"tokenizer.ggml.{name}", None)
+    return token_id if token_id is not None and 0 <= token_id < vocab_size else None
+
+
+def _eos_token_ids(every: Fields, metadata: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    named = (special_token_id(every, f"{kind}_token_id", vocab_size) for kind in ("eos", "eot", "eom"))
     tokens, kinds = metadata.get("tokenizer.ggml.tokens", ()), metadata.get("tokenizer.ggml.token_type", ())
     spelt = (
         index

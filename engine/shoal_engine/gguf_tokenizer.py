@@ -15,7 +15,7 @@ from shoal_engine.config import ModelConfig
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.fields import Fields
 from shoal_engine.gguf import open_gguf
-from shoal_engine.gguf_config import CONTROL_TOKEN
+from shoal_engine.gguf_config import CONTROL_TOKEN, special_token_id
 from shoal_engine.gguf_splits import SPLITS
 from shoal_engine.tokenizer import Tokenizer
 
@@ -52,14 +52,14 @@ def load_gguf_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
         raise ModelLoadError(
             f"{path}: the tokenizer is not usable ({error}); download the file again"
         ) from error
-    specials = {name: fields.integer(key, None) for name, key in _SPECIAL_NAMES.items()}
-    texts = {name: _token(fields, tokens, number) for name, number in specials.items() if number is not None}
     _add_ends(built, fields, tokens)
+    every = Fields(path, metadata)
+    ids = {name: special_token_id(every, key, len(tokens)) for name, key in _SPECIAL_NAMES.items()}
     return Tokenizer(
         built.inner,
         bos_token_id=config.bos_token_id,
         eos_token_ids=config.eos_token_ids,
-        special_tokens=texts,
+        special_tokens={name: tokens[number] for name, number in ids.items() if number is not None},
         chat_templates=_chat_templates(Fields(path, metadata, prefix="tokenizer.")),
     )
 

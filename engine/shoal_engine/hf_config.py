@@ -1,19 +1,19 @@
 """config.json and generation_config.json of a Hugging Face folder, as a ModelConfig.
 
-Fields that a file leaves out get the value that transformers gives them. Rotary positions are read in both
-spellings: `rope_theta` with `rope_scaling`, and the one `rope_parameters` object of transformers 5.
+Fields that a file leaves out get the value that transformers gives them. No field ever runs code.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from shoal_engine.config import GenerationDefaults, ModelConfig, RopeConfig, RopeType
+from shoal_engine.config import GenerationDefaults, ModelConfig
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.fields import Fields, read_json
+from shoal_engine.hf_rope import read_rope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def _values(fields: Fields, generation: Fields) -> dict[str, Any]:
         "intermediate_size": fields.integer("intermediate_size"),
         "max_position_embeddings": max_positions,
         "norm_eps": fields.number("rms_norm_eps", 1e-6),
-        "rope": _rope(fields, max_positions),
+        "rope": read_rope(fields, max_positions),
         "tie_embeddings": fields.boolean("tie_word_embeddings", False),
         "qkv_bias": attention_bias if family.qkv_bias is None else family.qkv_bias,
         "output_bias": attention_bias if family.output_bias is None else family.output_bias,
@@ -104,12 +104,12 @@ def _values(fields: Fields, generation: Fields) -> dict[str, Any]:
         if fields.mentions("bos_token_id")
         else family.bos_token_id,
         "eos_token_ids": _eos_token_ids(fields, generation, family),
-        "generation": generation_defaults(generation),
+        "generation": _generation(generation),
         "torch_dtype": fields.text("dtype", fields.text("torch_dtype", "float32")),
     }
 
 
-def generation_defaults(generation: Fields) -> GenerationDefaults:
+def _generation(generation: Fields) -> GenerationDefaults:
     """The recommended sampling in generation_config.json."""
     return GenerationDefaults(
         temperature=generation.number("temperature", None),
@@ -134,7 +134,7 @@ def _architecture(fields: Fields) -> str:
 
 
 def _refuse_quantized(fields: Fields) -> None:
-    if fields.mentions("quantization_config"):
+    if fields.any("quantization_config") is not None:
         method = fields.inside("quantization_config").text("quant_method", "of unknown kind")
         raise ModelLoadError(
             f"{fields.source}: quantization {method!r} is not supported; "
@@ -151,7 +151,7 @@ def _eos_token_ids(fields: Fields, generation: Fields, family: _Family) -> tuple
 
 def _sliding(
     fields: Fields, family: _Family, architecture: str, num_layers: int
-) -> tuple[int | None, frozenset[int] | None]:
+) -> tuple[int | None, Container[int] | None]:
     """The window and the layers it holds in (None = every layer)."""
     window = (
         fields.integer("sliding_window", None) if fields.mentions("sliding_window") else family.sliding_window
@@ -162,61 +162,7 @@ def _sliding(
         return None, None
     kinds = fields.texts("layer_types")
     if not kinds:
-        return window, frozenset(range(fields.integer("max_window_layers", 28), num_layers))
+        return window, range(fields.integer("max_window_layers", 28), num_layers)
     if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
         raise fields.refuse("layer_types", kinds, f"{num_layers} times sliding_attention or full_attention")
     return window, frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
-
-
-def _rope(fields: Fields, max_positions: int) -> RopeConfig:
-    name = "rope_parameters" if fields.mentions("rope_parameters") else "rope_scaling"
-    scaling = fields.inside(name)
-    kind = scaling.choose(
-        "rope_type", scaling.text("rope_type", scaling.text("type", "default")), get_args(RopeType)
-    )
-    share = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-    if share != 1.0:
-        raise fields.refuse(
-            "partial_rotary_factor", share, "1.0: only whole heads are rotated by this engine"
-        )
-    theta = scaling.number("rope_theta", fields.number("rope_theta", 10_000.0))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, type="linear", factor=scaling.number("factor"))
-    original = fields.integer(
-        "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", max_positions)
-    )
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            type="llama3",
-            factor=scaling.number("factor"),
-            original_max_position=original,
-            low_freq_factor=scaling.number("low_freq_factor"),
-            high_freq_factor=scaling.number("high_freq_factor"),
-        )
-    return _yarn(scaling, theta, original, max_positions)
-
-
-def _yarn(scaling: Fields, theta: float, original: int, max_positions: int) -> RopeConfig:
-    factor = scaling.number("factor", max_positions / max(original, 1))
-    attention_factor = scaling.number("attention_factor", None)
-    mscale, mscale_all_dim = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
-    if attention_factor is None and mscale and mscale_all_dim:
-        attention_factor = _mscale(factor, mscale) / _mscale(factor, mscale_all_dim)
-    return RopeConfig(
-        theta=theta,
-        type="yarn",
-        factor=factor,
-        original_max_position=original,
-        beta_fast=scaling.number("beta_fast", 32.0) or 32.0,
-        beta_slow=scaling.number("beta_slow", 1.0) or 1.0,
-        truncate=scaling.boolean("truncate", True),
-        attention_factor=attention_factor,
-    )
-
-
-def _mscale(factor: float, weight: float) -> float:
-    """YaRN's growth of attention with the context (arXiv 2309.00071), weighted as DeepSeek does."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0

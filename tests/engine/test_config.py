@@ -75,6 +75,8 @@ CONFIGS = {
     "llama linear": (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.5}}),
     "llama no special tokens": (LLAMA, {"bos_token_id": None, "eos_token_id": None}),
     "llama more heads than hidden": (LLAMA, {"head_dim": 32, "num_key_value_heads": None}),
+    "llama, both spellings": (LLAMA, {"rope_parameters": None, "rope_scaling": LLAMA3_ROPE}),
+    "llama, not quantised": (LLAMA, {"quantization_config": None}),
     "mistral 0.1": (MISTRAL, {"sliding_window": 8, "rms_norm_eps": 1e-5}),
     "mistral 0.3": (MISTRAL, {"sliding_window": None, "rope_theta": 1e6, "head_dim": 24}),
     "mistral without a word on windows": (MISTRAL, {}),
@@ -227,6 +229,13 @@ REFUSED = {
     "uneven heads": ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
     "odd heads": ({"head_dim": 15}, "head_dim is 15"),
     "BOS outside": ({"bos_token_id": 99}, "bos_token_id 99 is outside"),
+    "a theta of nothing": ({"rope_theta": 0}, "theta of the rotary positions is 0"),
+    "a number beyond floats": ({"rope_theta": 10**400}, "expected a finite number"),
+    "a factor below nothing": ({"rope_scaling": {"type": "linear", "factor": -2}}, "factor .* is -2"),
+    "llama3 bands swapped": (
+        {"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 4.0}},
+        "not above their low_freq_factor",
+    ),
     "an infinite theta": ({"rope_theta": float("inf")}, "'rope_theta' is inf"),
     "a wrong number of layer types": (
         {"architectures": [QWEN2], "use_sliding_window": True, "layer_types": ["full_attention"]},

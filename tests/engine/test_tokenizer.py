@@ -274,6 +274,14 @@ def test_half_a_surrogate_pair_is_the_clients_error(packaged: Tokenizer, text: s
         packaged.encode(text)
 
 
+def test_a_special_token_outside_the_vocabulary_is_none(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path, BPE_METADATA, bos_token_id=2**32 - 1, eos_token_id=9999)
+    tokens = load(path)
+    assert tokens.special_tokens == {}
+    assert tokens.bos_token_id is None
+    assert tokens.eos_token_ids == (BPE_TOKENS.index("<|im_end|>"),)  # by its name
+
+
 def test_templates_of_a_gguf_file_have_names(tmp_path: Path) -> None:
     named = {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "T"}
     tokens = load(write_tokenizer(tmp_path, BPE_METADATA | named))
@@ -290,7 +298,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "too few scores": (SPM_METADATA, {"scores": [0.0]}, "one per token"),
     "no scores": (SPM_METADATA, {"scores": None}, "one per token"),
     "types of other length": (BPE_METADATA, {"token_type": [1, 3]}, "one per token"),
-    "a special token outside": (BPE_METADATA, {"eos_token_id": 9999}, "9999 is outside"),
+    "texts that begin with no token": (
+        BPE_METADATA,
+        {"bos_token_id": 9999, "add_bos_token": True},
+        "9999 is outside",
+    ),
     "more tokens than embeddings": (BPE_METADATA, {"tokens": [*BPE_TOKENS, "x1", "x2"]}, "embeddings for"),
 }
 
