@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,13 +126,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """JSON's integers are boundless; none that says something about a model is larger than 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) <= sys.float_info.max  # false for NaN, and without converting JSON's boundless integers
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _shown(value: object) -> str:

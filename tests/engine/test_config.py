@@ -225,6 +225,7 @@ REFUSED = {
     "a size of text": ({"hidden_size": "64"}, "'hidden_size' is '64', expected a whole number"),
     "a size of truth": ({"num_hidden_layers": True}, "'num_hidden_layers' is True"),
     "no layers": ({"num_hidden_layers": 0}, "num_layers is 0"),
+    "a number beyond 64 bits": ({"max_position_embeddings": 10**400}, "'max_position_embeddings' is 1000"),
     "absurd positions": ({"max_position_embeddings": 1 << 40}, "max_position_embeddings is 1099511627776"),
     "uneven heads": ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
     "odd heads": ({"head_dim": 15}, "head_dim is 15"),
