@@ -21,6 +21,7 @@ from shoal_engine.tokenizer import Tokenizer
 
 _UNKNOWN_TOKEN, _USER_DEFINED_TOKEN = 2, 4  # in tokenizer.ggml.token_type, beside CONTROL_TOKEN
 _SPACE_MARK = "▁"
+_MAX_PIECE_CHARS = 512  # each can be cut in two at every place, and all these ways are tried
 _SPECIAL_NAMES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -106,6 +107,9 @@ def _merge(fields: Fields, text: str) -> tuple[str, str]:
 
 def _sentencepiece(fields: Fields, tokens: Sequence[str]) -> _Built:
     vocabulary = {token: number for number, token in enumerate(tokens)}
+    longest = max(tokens, key=len)
+    if len(longest) > _MAX_PIECE_CHARS:
+        raise fields.refuse("tokens", longest, f"pieces of up to {_MAX_PIECE_CHARS} characters")
     scores = _numbers(fields, "scores", len(tokens))
     unknown = _token(fields, tokens, fields.integer("unknown_token_id", 0))
     inner = tokenizers.Tokenizer(

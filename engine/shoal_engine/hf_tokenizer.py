@@ -78,7 +78,8 @@ def _add_declared(inner: tokenizers.Tokenizer, fields: Fields, specials: Mapping
         token = _added_token(declared.inside(number))
         token_id = inner.token_to_id(token.content)
         if token_id is not None and not _same(known.get(token_id), token):
-            inner.add_tokens([token]) if not token.special else inner.add_special_tokens([token])
+            add = inner.add_special_tokens if token.special else inner.add_tokens
+            add([token])
     special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
     for text in specials.values():
         if text not in special and inner.token_to_id(text) is not None:

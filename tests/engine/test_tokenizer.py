@@ -295,6 +295,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no vocabulary": (BPE_METADATA, {"tokens": None, "token_type": None}, "has no vocabulary"),
     "a merge of one": (BPE_METADATA, {"merges": ["he"]}, "'he', expected two tokens"),
     "a merge of strangers": (BPE_METADATA, {"merges": ["h zz"]}, "not usable"),
+    "an endless piece": (SPM_METADATA, {"tokens": [*SPM_TOKENS[:-1], "x" * 600]}, "up to 512 characters"),
     "too few scores": (SPM_METADATA, {"scores": [0.0]}, "one per token"),
     "no scores": (SPM_METADATA, {"scores": None}, "one per token"),
     "types of other length": (BPE_METADATA, {"token_type": [1, 3]}, "one per token"),
