@@ -35,7 +35,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     options = parse_flags(parser, ServeOptions, argv)
     # Imported late, so that --help is quick and a mistaken option is told at once.
     from shoal_engine.logs import set_up_logging
-    from shoal_engine.server.serving import ApiServer, listen
+    from shoal_engine.server.http_server import listen
+    from shoal_engine.server.serving import ApiServer
 
     set_up_logging()
     raise_file_limit()

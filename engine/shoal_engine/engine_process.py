@@ -22,7 +22,7 @@ from typing import Protocol
 
 from shoal_api.exit_codes import ExitCode
 from shoal_engine import messages
-from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError, QueueFull
+from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError
 from shoal_engine.frames import FrameSocket
 from shoal_engine.heartbeat import Heartbeat
 from shoal_engine.logs import set_up_logging
@@ -104,10 +104,10 @@ class EngineLoop:
         try:
             self._engine.add(request)
         except EngineError as error:
-            return refusal(request.id, error)
-        except Exception as error:
+            return messages.failed_output(request.id, error)
+        except Exception:
             log.exception("request %s could not be added", request.id)
-            return refusal(request.id, error)
+            return messages.failed_output(request.id, EngineError("The engine failed on this request."))
         return None
 
     def _step(self) -> list[messages.Output]:
@@ -129,21 +129,6 @@ class EngineLoop:
         if outputs or (was_busy and not self._busy) or now_s - self._stats_at_s >= STATS_PERIOD_S:
             self._stats_at_s = now_s
             self._link.send(messages.Outputs(outputs, self._engine.stats()))
-
-
-def refusal(request_id: str, error: Exception) -> messages.Output:
-    """The last Output of a request that failed. Only an EngineError's text is meant for the client."""
-    if not isinstance(error, EngineError):
-        error = EngineError("The engine failed on this request; it was not computed.")
-    return messages.Output(
-        id=request_id,
-        finish_reason="error",
-        error_code=error.code,
-        error_message=error.message,
-        error_status=error.status,
-        error_param=error.param,
-        retry_after_s=error.retry_after_s if isinstance(error, QueueFull) else None,
-    )
 
 
 def failure(error: Exception) -> messages.Failed:

@@ -7,9 +7,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from typing import TextIO
 
+_log = logging.getLogger(__name__)
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -40,9 +42,16 @@ class PlainFormatter(logging.Formatter):
 
 
 def set_up_logging(stream: TextIO = sys.stderr, level: int = logging.INFO) -> None:
-    """Send the whole process's log to `stream`. uvicorn's own news are ours to tell."""
+    """Send all that the process has to say to `stream`, also what Python itself would print there.
+
+    uvicorn's own news are ours to tell.
+    """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(PlainFormatter() if stream.isatty() else JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: _log.critical("unexpected", exc_info=(kind, error, trace))
+    threading.excepthook = lambda args: _log.error("a thread failed", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: _log.error("ignored: %s", args.err_msg, exc_info=args.exc_value)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logging.getLogger("uvicorn.access").disabled = True

@@ -20,6 +20,7 @@ from shoal_engine.server.body import read_body
 from shoal_engine.server.chat import admit_chat
 from shoal_engine.server.completions import admit_completion
 from shoal_engine.server.envelope import Envelope, Keys
+from shoal_engine.server.exposition import Exposition
 from shoal_engine.server.fault_replies import internal_error, of_status, response_of
 from shoal_engine.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from shoal_engine.server.sampling import check_vocabulary
@@ -122,10 +123,12 @@ def _add_state(api: FastAPI, service: Service) -> None:
         reply, status = health.readiness(service)
         return _json(reply, status)
 
+    exposition = Exposition(service.metrics, service.model)
+
     @api.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> Response:
         service.metrics.stalled_s = service.client.stalled_s()
-        body, content_type = service.metrics.render(request.headers.get("accept", ""))
+        body, content_type = exposition.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     @api.get("/version", **openapi.documents(None, replies.VersionReply))

@@ -17,12 +17,12 @@ from typing import Protocol
 
 import msgspec
 
-from shoal_api.exit_codes import ExitCode, of_returncode
-from shoal_engine.errors import EngineError, EngineUnavailable, InvalidRequest, ModelNotFound, QueueFull
+from shoal_engine.errors import EngineError, EngineUnavailable, QueueFull
 from shoal_engine.frames import FrameDecoder, frame
 from shoal_engine.heartbeat import hangs, stalled_s
 from shoal_engine.messages import Abort, Failed, FromEngine, Loading, Output, Outputs, Ready, Stop, Submit
 from shoal_engine.server.engine_child import EngineChild
+from shoal_engine.server.engine_faults import cause_of_death, error_of
 from shoal_engine.server.generation import Generation
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.pace import Pace
@@ -242,29 +242,3 @@ class EngineClient(asyncio.Protocol):
     async def _closed(self) -> None:
         while self._transport is not None and not self._transport.is_closing():
             await asyncio.sleep(0.01)
-
-
-def cause_of_death(pid: int, returncode: int) -> Failed:
-    """What to say of an engine process that left no last words."""
-    if returncode < 0:
-        hint = "; often the kernel's, for want of memory" if returncode == -9 else ""
-        return Failed(
-            f"The engine process {pid} was killed by signal {-returncode}{hint}.", of_returncode(returncode)
-        )
-    return Failed(
-        f"The engine process {pid} ended by itself with code {returncode}.",
-        returncode or ExitCode.ENGINE_DIED,
-    )
-
-
-def error_of(output: Output) -> EngineError:
-    """The error that the engine reported for a request, as the class its status stands for."""
-    message = output.error_message or "The engine ended this request."
-    kinds: dict[int, type[EngineError]] = {400: InvalidRequest, 404: ModelNotFound, 503: EngineUnavailable}
-    if output.error_status == 429:
-        return QueueFull(message, retry_after_s=output.retry_after_s or 1)
-    error = kinds.get(output.error_status, EngineError)(
-        message, param=output.error_param, code=output.error_code
-    )
-    error.status = output.error_status
-    return error

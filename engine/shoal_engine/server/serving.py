@@ -14,22 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from rich.console import Console
 
 from shoal_api.exit_codes import ExitCode
-from shoal_engine.errors import EngineUnavailable, ModelLoadError
+from shoal_engine.errors import EngineUnavailable
 from shoal_engine.messages import Failed
 from shoal_engine.server.app import build_app
-from shoal_engine.server.connection import Connection, connection_type
 from shoal_engine.server.engine_client import EngineClient
 from shoal_engine.server.envelope import Keys
+from shoal_engine.server.http_server import HttpServer, url_of
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.loading_display import LoadingDisplay
 from shoal_engine.server.metrics import Metrics
 from shoal_engine.server.model_text import ModelText
 from shoal_engine.server.prompts import Prompts
 from shoal_engine.server.service import Service
+from shoal_engine.server.startup import started
 
 log = logging.getLogger(__name__)
 FLUSH_S = 2.0  # what clients get to read their last event
@@ -50,50 +50,35 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
 
-class _Http(uvicorn.Server):
-    """uvicorn without its own signal handlers: what a signal means is decided below."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class ApiServer:
-    """One run: `run` returns the exit code. Not for use a second time."""
+    """One run: `run` returns the exit code. Not for use a second time. To be made on a running event loop."""
 
     def __init__(self, settings: Settings, listener: socket.socket, console: Console) -> None:
+        name, limits = settings.model_name, settings.limits
         self.settings = settings
-        self.metrics = Metrics(settings.model_name)
-        self.client = EngineClient(settings.engine_command, settings.limits, self.metrics)
-        self.service = Service(
-            settings.model_name,
-            settings.model_root,
-            self.client,
-            self.metrics,
-            settings.limits,
-            settings.version,
-        )
+        self.metrics = Metrics()
+        self.client = EngineClient(settings.engine_command, limits, self.metrics)
+        self.service = Service(name, settings.model_root, self.client, self.metrics, limits, settings.version)
+        app = build_app(self.service, Keys(settings.api_keys))
+        self.http = HttpServer.of(app, limits, FLUSH_S)
         self._listener = listener
         self._display = LoadingDisplay(console)
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-        self._http = self._make_http()
         self._started_s = time.monotonic()
 
     async def run(self) -> int:
         """Serve until a signal or the engine's end."""
-        http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        http = asyncio.create_task(self.http.serve(sockets=[self._listener]))
         tick = asyncio.create_task(self._tick())
         try:
             with self._signal_handlers():
                 await self.client.start()
-                host, port, *_ = self._listener.getsockname()
-                log.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
-                return await self._live()
+                log.info("listening", extra={"url": url_of(self._listener)})
+                return await self._live(http)
         finally:
             tick.cancel()
             self._display.close()
-            self._http.should_exit = True
-            self._http.force_exit = True
+            self.http.end()
             await self.client.stop()
             await http
             if self.service.prompts is not None:
@@ -103,16 +88,18 @@ class ApiServer:
         """As a signal would: drain, or end at once if that is under way already."""
         self._signals.put_nowait(signal.SIGTERM)
 
-    async def _live(self) -> int:
+    async def _live(self, http: asyncio.Task[None]) -> int:
         asked = asyncio.create_task(self._signals.get())
         load = asyncio.create_task(self._load())
         try:
-            await _first(asked, self.client.ended, load)
+            await _first(asked, self.client.ended, load, http)
             if load.done() and (failed := load.result()) is not None:
                 return await self._die(failed)
-            await _first(asked, self.client.ended)
+            await _first(asked, self.client.ended, http)
             if self.client.ended.done():
                 return await self._die(self.client.ended.result())
+            if http.done():
+                return await self._die(Failed("The HTTP server has ended by itself.", ExitCode.UNEXPECTED))
             if not load.done():
                 log.info("stopped while loading")
                 return ExitCode.STOPPED
@@ -122,51 +109,22 @@ class ApiServer:
             load.cancel()
 
     async def _load(self) -> Failed | None:
-        """Wait until both halves of the model are there; what went wrong, if something did."""
-        text = asyncio.create_task(_in_daemon_thread(self.settings.load_text))
-        try:
-            while self.client.ready is None and not self.client.ended.done():
-                self._display.show(self.client.loading)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.client.changed.wait(), TICK_S)
-                self.client.changed.clear()
-                if text.done() and (failed := _failure(text)) is not None:
-                    return failed
-                if time.monotonic() - self.client.loading_at_s > self.settings.limits.load_progress_s:
-                    return Failed(
-                        f"Loading stopped in phase {self.client.loading.phase!r} and made no progress for "
-                        f"{self.settings.limits.load_progress_s:.0f} s.",
-                        ExitCode.STALLED,
-                    )
-            if self.client.ended.done():
-                return self.client.ended.result()
-            await asyncio.wait({text})
-            if (failed := _failure(text)) is not None:
-                return failed
-        finally:
-            text.cancel()
-            self._display.close()
-        self._open(text.result())
-        return None
-
-    def _open(self, text: ModelText) -> None:
-        """From here on requests are served."""
+        """Open the service once the model is there; why not, if it will not be."""
+        limits = self.settings.limits
+        text = await started(self.client, self.settings.load_text, self._display, limits.load_progress_s)
+        if isinstance(text, Failed):
+            return text
         ready = self.client.ready
         assert ready is not None
         self.metrics.on_ready(ready)
         self.service.defaults = text.defaults
-        self.service.prompts = Prompts(
-            text.tokenizer, text.template, self.settings.limits, text.longest_token_bytes
-        )
+        self.service.prompts = Prompts(text.tokenizer, text.template, limits, text.longest_token_bytes)
         gc.collect()
         gc.freeze()  # what loading has left stays: no collection need look at it again
-        facts: dict[str, object] = {
-            "model": self.settings.model_name,
-            "device": ready.device,
-            "dtype": ready.dtype,
-        }
-        facts |= {"max_model_len": ready.max_model_len, "kv_blocks": ready.num_blocks}
-        log.info("ready", extra=facts | {"seconds": round(time.monotonic() - self._started_s, 2)})
+        facts = {"model": self.settings.model_name, "device": ready.device, "dtype": ready.dtype}
+        sizes = {"max_model_len": ready.max_model_len, "kv_blocks": ready.num_blocks}
+        log.info("ready", extra=facts | sizes | {"seconds": round(time.monotonic() - self._started_s, 2)})
+        return None
 
     async def _drain(self) -> int:
         """Refuse new requests, let the running ones end; a second signal or the time limit ends them."""
@@ -184,15 +142,12 @@ class ApiServer:
             again.cancel()
         if self.service.answers:
             log.warning("requests cut off", extra={"requests": len(self.service.answers)})
-            await self._cut_off()
+            self.service.fail_all(
+                EngineUnavailable("This replica has shut down. Try another one.", code="draining")
+            )
+            await self._flush()
         log.info("stopped")
         return ExitCode.STOPPED
-
-    async def _cut_off(self) -> None:
-        self.service.fail_all(
-            EngineUnavailable("This replica has shut down. Try another one.", code="draining")
-        )
-        await self._flush()
 
     async def _die(self, failed: Failed) -> int:
         self._display.close()
@@ -211,26 +166,10 @@ class ApiServer:
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
             self.service.tick(now_s)
-            for connection in list(self._http.server_state.connections):
-                if isinstance(connection, Connection) and connection.sweep(now_s):
-                    log.warning("a client was dropped: it did not read its answer")
-
-    def _make_http(self) -> _Http:
-        limits = self.settings.limits
-        config = uvicorn.Config(
-            build_app(self.service, Keys(self.settings.api_keys)),
-            http=connection_type(limits),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=int(limits.keep_alive_s),
-            timeout_graceful_shutdown=int(FLUSH_S),
-            interface="asgi3",
-        )
-        return _Http(config)
+            if dropped := self.http.sweep(now_s):
+                log.warning(
+                    "clients were dropped: they did not read their answers", extra={"clients": dropped}
+                )
 
     @contextlib.contextmanager
     def _signal_handlers(self) -> Iterator[None]:
@@ -250,54 +189,3 @@ class ApiServer:
 
 async def _first(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
     await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a port that is taken is found before anything is loaded. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError:
-        listener.close()
-        raise
-    listener.set_inheritable(False)
-    return listener
-
-
-async def _in_daemon_thread(work: Callable[[], ModelText]) -> ModelText:
-    """In a thread that does not keep the process alive: a signal during loading ends it at once."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[ModelText] = loop.create_future()
-
-    def tell(result: ModelText | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        elif result is not None:
-            done.set_result(result)
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as failure:
-            error = failure
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name="load-text", daemon=True).start()
-    return await done
-
-
-def _failure(text: asyncio.Task[ModelText]) -> Failed | None:
-    error = text.exception()
-    if error is None:
-        return None
-    if isinstance(error, ModelLoadError):
-        return Failed(error.message, ExitCode.MODEL)
-    log.error("the tokenizer could not be loaded", exc_info=error)
-    return Failed(f"The tokenizer could not be loaded: {type(error).__name__}: {error}", ExitCode.UNEXPECTED)

@@ -18,9 +18,10 @@ import uvloop
 from rich.console import Console
 
 from shoal_api.options import ModelOptions
+from shoal_engine.server.http_server import listen, url_of
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.model_text import ModelText, load_model_text
-from shoal_engine.server.serving import ApiServer, Settings, listen
+from shoal_engine.server.serving import ApiServer, Settings
 from tests.builders import smollm2
 from tests.engine.server.scripted_engine import Script, command
 
@@ -90,7 +91,7 @@ def serving(script: Script | None = None, *, wait: bool = True, **changes: Any) 
         }
     )
     listener = listen("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    url = url_of(listener)
     started: list[Any] = []
     codes: list[int] = []
 

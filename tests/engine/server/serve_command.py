@@ -36,7 +36,7 @@ class Served:
         self.http = httpx.Client(base_url=self.url, timeout=60, headers=headers)
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stderr.read_text().splitlines()]
+        return entries(self.stderr.read_text())
 
     def engine_pid(self) -> int:
         """The engine process, as the system knows it."""
@@ -49,6 +49,14 @@ class Served:
         return sum(
             float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + "{", name + " "))
         )
+
+
+def entries(stderr: str) -> list[dict[str, Any]]:
+    """The log, which is one JSON object per line and nothing else."""
+    try:
+        return [json.loads(line) for line in stderr.splitlines()]
+    except ValueError:
+        raise AssertionError(f"not one JSON object per line:\n{stderr}") from None
 
 
 def free_port() -> int:

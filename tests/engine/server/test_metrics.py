@@ -4,6 +4,7 @@ import pytest
 
 from shoal_engine.messages import Outputs, Ready, Stats
 from shoal_engine.server.engine_client import Open
+from shoal_engine.server.exposition import Exposition
 from shoal_engine.server.generation import Generation
 from shoal_engine.server.histogram import Histogram
 from shoal_engine.server.metrics import GAP_BOUNDS, HISTOGRAMS, Metrics
@@ -31,7 +32,7 @@ def test_every_histograms_bounds_rise() -> None:
 @pytest.fixture
 def text() -> str:
     """An exposition after one request of three tokens, one that was refused, one whose client left."""
-    metrics = Metrics("m")
+    metrics = Metrics()
     metrics.on_ready(Ready(2048, 128, 16, 49152, "cpu", "float32", {"weights": 1.5}))
     request = Open(
         Generation(arrived_s=10.0), 0, prompt_tokens=7, max_tokens=16, submitted_s=10.1, started_s=10.2
@@ -47,7 +48,7 @@ def text() -> str:
     metrics.on_response("/v1/completions", 429)
     stats = Stats(2, 3, 400, 0.25, 100, 60, 1, 107, 53, step_seconds=0.004, step_tokens=5)
     metrics.on_outputs(Outputs([], stats), 12.0)
-    body, content_type = metrics.render("")
+    body, content_type = Exposition(metrics, "m").render("")
     assert content_type.startswith("text/plain")
     return body.decode()
 

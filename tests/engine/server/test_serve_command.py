@@ -14,7 +14,7 @@ import pytest
 from shoal_api.exit_codes import ExitCode
 from tests.builders import smollm2
 from tests.engine.server.running import until
-from tests.engine.server.serve_command import free_port, serve, start
+from tests.engine.server.serve_command import entries, free_port, serve, start
 
 
 def missing(folder: Path) -> Path:
@@ -58,10 +58,10 @@ def test_a_model_that_cannot_be_served_ends_the_command_with_one_line_that_says_
     process = start(str(make(tmp_path)), f"--port={free_port()}")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == ExitCode.MODEL
-    entries = [json.loads(line) for line in stderr.decode().splitlines()]
-    errors = [entry for entry in entries if entry["level"] == "error"]
+    log = entries(stderr.decode())
+    errors = [entry for entry in log if entry["level"] == "error"]
     assert len(errors) == 1
-    assert errors == entries[-1:]
+    assert errors == log[-1:]
     assert errors[0]["exit_code"] == ExitCode.MODEL
     assert "traceback" not in errors[0]
     for word in words:
