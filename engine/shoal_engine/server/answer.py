@@ -66,7 +66,7 @@ class Answer(Response):
         except EngineError as error:
             await self._fail(error, scope, receive, send, gone)
         except Exception:
-            log.exception("a request failed")
+            log.exception("request failed", extra={"request_id": scope["state"]["request_id"]})
             await self._fail(internal_error(), scope, receive, send, gone)
         finally:
             gone.cancel()
@@ -155,10 +155,14 @@ class Answer(Response):
     async def _fail(
         self, error: EngineError, scope: Scope, receive: Receive, send: Send, gone: asyncio.Task[None]
     ) -> None:
+        started = bool(self._generation.submits) and not isinstance(error, QueueFull)
+        self._client.abort(self._generation)
+        if error.status == 500:
+            facts = {"request_id": scope["state"]["request_id"], "code": error.code}
+            log.warning("request ended with an error of ours", extra=facts)
         if not self._committed:
             if error.status in (429, 503):
                 self._service.metrics.on_rejected(error.code)
-            started = bool(self._generation.submits) and not isinstance(error, QueueFull)
             await response_of(error, started=started)(scope, receive, send)
             return
         await send({"type": "http.response.body", "body": event(reply_of(error)), "more_body": True})

@@ -73,7 +73,7 @@ class Envelope:
             request_id = secrets.token_hex(12)  # what was given is not to be repeated
             await response_of(error)(scope, receive, send_with_id)
         except Exception:
-            log.exception("request %s failed", request_id)
+            log.exception("request failed", extra={"request_id": request_id})
             if not started:
                 await response_of(internal_error())(scope, receive, send_with_id)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -19,7 +18,7 @@ from shoal_api import names
 from shoal_engine.messages import Ready
 from shoal_engine.server.metrics import HISTOGRAMS, Metrics
 
-Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
+Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 Sample = tuple[tuple[str, ...], float]  # label values and the value
 
 
@@ -114,9 +113,9 @@ class Exposition(Collector):
             yield self._family(CounterMetricFamily, name, text, labels, samples)
 
     def _family(
-        self, kind: type[Family], name: str, text: str, labels: tuple[str, ...], samples: Iterable[Sample]
-    ) -> Family:
+        self, kind: Kind, name: str, text: str, labels: tuple[str, ...], samples: Iterable[Sample]
+    ) -> Metric:
         family = kind(name, text, labels=[*self._labels, *labels])
-        for sample in samples:
-            family.add_metric([*self._labels.values(), *sample[0]], sample[1])
+        for own, value in samples:
+            family.add_metric([*self._labels.values(), *own], value)
         return family

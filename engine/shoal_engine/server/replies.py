@@ -204,8 +204,13 @@ def encode(reply: Any) -> bytes:
 
 
 def event(reply: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: " + _encoder.encode(reply) + b"\n\n"
+    """One server-sent event, its data in one line whatever a client takes for the end of one."""
+    data = _encoder.encode(reply)
+    if b"\xe2\x80" in data or b"\xc2\x85" in data:
+        # Text may hold them as they are, but Python's splitlines(), which many clients use, would cut here.
+        data = data.replace(b"\xc2\x85", b"\\u0085")
+        data = data.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return b"data: " + data + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"
