@@ -17,6 +17,10 @@ def __getattr__(name: str) -> Any:
     """Import on use: `import shoal_engine` must not cost a torch import."""
     if name not in _HOMES:
         raise AttributeError(f"module 'shoal_engine' has no attribute {name!r}")
+    import os
     from importlib import import_module
 
+    from shoal_engine.thread_waiting import spin_briefly
+
+    spin_briefly(os.environ)
     return getattr(import_module(_HOMES[name]), name)

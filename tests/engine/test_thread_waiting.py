@@ -1,0 +1,23 @@
+"""Idle threads of the engine do not spin against the rest of the machine, unless the user says otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal_engine.thread_waiting import SPINS, spin_briefly
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": SPINS}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_threads_spin_briefly_unless_the_user_has_chosen(
+    given: dict[str, str], expected: dict[str, str]
+) -> None:
+    environ = dict(given)
+    spin_briefly(environ)
+    assert environ == expected
