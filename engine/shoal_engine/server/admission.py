@@ -38,8 +38,8 @@ def check_body(service: Service, body: Generate) -> tuple[Prompts, Ready, Sampli
     service.client.check_room(1)  # before the prompt costs anything
     check_model(body.model, service.model)
     check_supported(body)
-    if body.request_id is not None:
-        check_request_id(body.request_id, "request_id")
+    if body.request_id is not None and not valid_request_id(body.request_id):
+        raise bad_request_id("request_id")
     params = sampling_params(body, service.defaults)
     check_token_ids(params, ready.vocab_size)
     return prompts, ready, params
@@ -50,10 +50,13 @@ def check_model(asked: str | None, served: str) -> None:
         raise ModelNotFound(f"The model {asked[:200]!r} is not served here; {served!r} is.", param="model")
 
 
-def check_request_id(request_id: str, param: str) -> None:
+def valid_request_id(request_id: str) -> bool:
     """Ids end up in headers and logs: nothing may be hidden in them."""
-    if not _REQUEST_ID.fullmatch(request_id):
-        raise InvalidRequest(f"{param} takes 1 to 128 letters, digits, '.', '_' and '-'.", param=param)
+    return _REQUEST_ID.fullmatch(request_id) is not None
+
+
+def bad_request_id(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} takes 1 to 128 letters, digits, '.', '_' and '-'.", param=param)
 
 
 def job_of(

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal_api.names import HEADER_REQUEST_ID
 from shoal_engine.errors import EngineError
-from shoal_engine.server.admission import check_request_id
+from shoal_engine.server.admission import bad_request_id, valid_request_id
 from shoal_engine.server.fault_replies import Unauthorized, internal_error, response_of
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Envelope:
         if scope["type"] != "http":
             return
         given = _header(scope, HEADER_REQUEST_ID).decode("latin-1")
-        request_id = given or secrets.token_hex(12)
+        request_id = given if valid_request_id(given) else secrets.token_hex(12)
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -65,12 +65,11 @@ class Envelope:
         try:
             if scope["path"] not in OPEN_PATHS and not self._keys.admit(_header(scope, "authorization")):
                 raise Unauthorized("Give a valid API key: `authorization: Bearer KEY`.")
-            if given:
-                check_request_id(given, "X-Request-Id")
+            if given and given != request_id:
+                raise bad_request_id("X-Request-Id")
             scope.setdefault("state", {})["request_id"] = request_id
             await self._app(scope, receive, send_with_id)
         except EngineError as error:
-            request_id = secrets.token_hex(12)  # what was given is not to be repeated
             await response_of(error)(scope, receive, send_with_id)
         except Exception:
             log.exception("request failed", extra={"request_id": request_id})

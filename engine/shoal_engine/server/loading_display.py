@@ -1,13 +1,11 @@
-"""How far loading has come, for whoever started the server: a bar on a terminal, a log line per tenth
-elsewhere.
-"""
+"""How far loading has come, for whoever started the server: a bar on a terminal, a log line per tenth elsewhere."""
 
 from __future__ import annotations
 
 import logging
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from shoal_engine.messages import Loading
 
@@ -23,22 +21,29 @@ class LoadingDisplay:
         self._bars: Progress | None = None
         self._bar: TaskID | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._bars = Progress(*columns, console=console, transient=True)
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
+            self._bars = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
             self._bars.start()
 
     def show(self, loading: Loading) -> None:
-        if self._bars is not None:
-            if self._bar is None or self._shown is None or self._shown[0] != loading.phase:
-                self._bar = self._bars.add_task(f"loading {loading.phase}", total=None)
-            self._bars.update(self._bar, completed=loading.done, total=loading.total or None)
-            self._shown = (loading.phase, 0)
-            return
         step = (loading.phase, STEPS * loading.done // loading.total if loading.total else 0)
-        if step != self._shown:
-            self._shown = step
+        news, self._shown = step != self._shown, step
+        if self._bars is not None:
+            self._draw(self._bars, loading)
+        elif news:
             log.info("loading", extra={"phase": loading.phase, "done": loading.done, "total": loading.total})
 
     def close(self) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+    def _draw(self, bars: Progress, loading: Loading) -> None:
+        if self._bar is None:
+            self._bar = bars.add_task("", amount="")
+        bars.update(
+            self._bar,
+            description=f"loading: {loading.phase}",
+            completed=loading.done,
+            total=loading.total or None,  # unknown: the bar only moves
+            amount=f"{loading.done / 1e6:.0f} of {loading.total / 1e6:.0f} MB" if loading.total else "",
+        )

@@ -51,6 +51,8 @@ def test_everything_else_is_closed_without_a_valid_key(server: Running, path: st
             assert response.status_code == 401
             assert response.json()["error"]["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"] == "Bearer"
+    named = server.http.get(path, headers={"x-request-id": "trace-7"})
+    assert named.headers["x-request-id"] == "trace-7"
 
 
 @pytest.mark.parametrize("key", ["first-key", "schlüssel"])
