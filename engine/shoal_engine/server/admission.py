@@ -67,6 +67,14 @@ def job_of(
     if len(prompts) * params.n > service.limits.generations:
         raise InvalidRequest(f"prompts times n must not exceed {service.limits.generations}.", param="n")
     submits = submits_of(body, prompts, params, ready)
+    if params.prompt_logprobs is not None:
+        entries = (1 + params.prompt_logprobs) * sum(len(each.prompt_token_ids) for each in submits)
+        if entries > service.limits.held:
+            raise InvalidRequest(
+                f"The log probabilities of these prompts are {entries}; at most {service.limits.held} fit in "
+                "one answer.",
+                param="prompt_logprobs",
+            )
     # echo with max_tokens 0: the one token is computed only for the prompt's log probabilities.
     silent = body.max_tokens == 0
     texts = [

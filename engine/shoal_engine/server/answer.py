@@ -96,15 +96,21 @@ class Answer(Response):
         if job.stream:
             await self._stream(job, meter, send)
         else:
-            reply = encode(await self._gather(job, meter))
+            reply = await self._whole(job, meter)
             await Response(reply, media_type="application/json")(scope, receive, send)
 
-    async def _gather(self, job: Job, meter: Meter) -> Any:
+    async def _whole(self, job: Job, meter: Meter) -> bytes:
         choices = [Choice() for _ in job.submits]
         while not all(text.finished for text in job.texts):
             for index, output in (await self._generation.take()).items():
                 choices[index].add(self._advance(job, meter, index, output))
-        return job.shape.whole(choices, meter.usage())
+
+        def render() -> bytes:
+            return encode(job.shape.whole(choices, meter.usage()))
+
+        # A hundred thousand log probabilities take a tenth of a second: others must not wait for that.
+        large = self._generation.held > self._service.limits.inline_entries
+        return await asyncio.to_thread(render) if large else render()
 
     async def _stream(self, job: Job, meter: Meter, send: Send) -> None:
         options = job.stream_options or StreamOptions()

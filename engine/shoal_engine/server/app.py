@@ -26,9 +26,14 @@ from shoal_engine.server.protocol import ChatBody, CompletionBody, DetokenizeBod
 from shoal_engine.server.sampling import check_vocabulary
 from shoal_engine.server.service import Service
 
+ABOUT = """OpenAI's API for one model, with vLLM's extensions. Fields that nobody here knows are ignored; fields
+that are known and not supported yet are refused by name, because without them the answer would be another."""
+
 
 def build_app(service: Service, keys: Keys) -> ASGIApp:
-    api = FastAPI(title="Shoal engine", version=service.version, docs_url=None, redoc_url=None)
+    api = FastAPI(
+        title="Shoal engine", version=service.version, description=ABOUT, docs_url=None, redoc_url=None
+    )
     api.router.redirect_slashes = False
     _add_generation(api, service)
     _add_models(api, service)
@@ -93,7 +98,7 @@ def _add_tokens(api: FastAPI, service: Service) -> None:
         else:
             special = body.add_special_tokens is not False
             ids = await prompts.of_text(body.prompt or "", special=special, max_tokens=None)
-        texts = [prompts.tokenizer.token_text(each) for each in ids] if body.return_token_strs else None
+        texts = await prompts.texts_of(ids) if body.return_token_strs else None
         return _json(
             replies.TokenizeReply(
                 count=len(ids), max_model_len=ready.max_model_len, tokens=ids, token_strs=texts

@@ -55,6 +55,11 @@ class Generation:
         self._pending[choice] = output if before is None else join(before, output)
         self._news.set()
 
+    @property
+    def held(self) -> int:
+        """Tokens and log probabilities that came since the last release."""
+        return self._held
+
     def release(self) -> None:
         """What has been taken so far is not held any more."""
         self._held = 0

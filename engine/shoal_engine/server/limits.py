@@ -34,6 +34,7 @@ class Limits:
     # Its reply
     commit_timeout_s: float = 20.0  # a stream's status waits this long for the first token or the error
     ping_period_s: float = 15.0
+    inline_entries: int = 5_000  # larger answers are put into words in a thread
     held: int = 2_000_000  # tokens and log probabilities that wait for one request, some 130 bytes each
     slow_client_s: float = 30.0  # a reader whose buffer stays full this long is gone
 

@@ -85,6 +85,12 @@ class Prompts:
             len(token_ids), lambda: self.tokenizer.decode(token_ids, skip_special_tokens=False)
         )
 
+    async def texts_of(self, token_ids: list[int]) -> list[str]:
+        """Each token's own text."""
+        return await self._run(
+            len(token_ids), lambda: [self.tokenizer.token_text(each) for each in token_ids]
+        )
+
     def close(self) -> None:
         self._middle.close()
         self._long.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import signal
@@ -276,6 +277,8 @@ def test_a_client_that_leaves_frees_the_engine(served: Served) -> None:
             )
             await asyncio.sleep(0.3)
             whole.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await whole  # only then has it closed its connection
 
     asyncio.run(leave())
     until(lambda: served.metric("vllm:num_requests_running") == 0)

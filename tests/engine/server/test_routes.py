@@ -195,6 +195,19 @@ def test_prompt_logprobs_have_vllms_shape(server: Running) -> None:
     assert chat(server, max_tokens=1, prompt_logprobs=0).json()["prompt_logprobs"][0] is None
 
 
+def test_an_answer_too_large_to_keep_is_refused_before_it_is_computed() -> None:
+    with serving(Script(), held=1000, inline_entries=50) as server:
+        fits = server.complete([40] * 90, max_tokens=5, prompt_logprobs=9)
+        assert len(fits.json()["choices"][0]["prompt_logprobs"]) == 90
+        refused = server.complete([40] * 101, max_tokens=5, prompt_logprobs=9)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_logprobs")
+        grown = server.complete(max_tokens=300, logprobs=4)
+        assert (grown.status_code, grown.json()["error"]["code"]) == (500, "answer_too_large")
+        streamed = server.complete(max_tokens=300, logprobs=4, stream=True)
+        assert events(streamed)[-1] == "[DONE]"
+        until(lambda: server.open_requests() == 0)
+
+
 def test_a_stop_string_ends_the_text_and_the_computing(server: Running) -> None:
     prompt = "alpha beta gamma delta"
     reply = server.complete(prompt, add_special_tokens=False, max_tokens=500, stop=[" gamma"]).json()
@@ -361,9 +374,9 @@ def test_a_full_queue_is_429_with_a_time_to_come_back() -> None:
 
 
 def test_what_the_engine_would_refuse_is_refused_without_asking_it() -> None:
-    with serving(Script(max_requests=3, max_running=1, step_s=0.01)) as server, ThreadPoolExecutor(3) as pool:
+    with serving(Script(max_requests=3, max_running=1, step_s=0.005)) as server, ThreadPoolExecutor(3) as pool:
         assert server.complete(max_tokens=1, n=4).status_code == 429
-        running = [pool.submit(server.complete, max_tokens=100) for _ in range(3)]
+        running = [pool.submit(server.complete, max_tokens=60) for _ in range(3)]
         until(lambda: server.open_requests() == 3)
         full = server.complete(max_tokens=1)
         assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
