@@ -121,7 +121,7 @@ def serving(script: Script | None = None, *, wait: bool = True, **changes: Any) 
             thread.join(timeout=30)
 
 
-def until(condition: Any, timeout_s: float = 20.0) -> None:
+def until(condition: Any, timeout_s: float = 60.0) -> None:
     """Wait for something that comes soon; how soon is not the test's business."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -93,7 +93,7 @@ def serve(*options: str) -> Iterator[Served]:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=60)
             finally:
                 process.kill()
 

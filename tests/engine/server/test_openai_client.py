@@ -32,7 +32,7 @@ def served() -> Iterator[Served]:
     with serve(str(smollm2()), *options) as running:
         yield running
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(timeout=20) == ExitCode.STOPPED
+        assert running.process.wait(timeout=60) == ExitCode.STOPPED
         assert [entry for entry in running.log() if entry["level"] == "error"] == []
 
 

@@ -360,21 +360,26 @@ def test_a_bad_choice_ends_a_stream_with_its_error(server: Running) -> None:
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back() -> None:
-    with serving(Script(max_queued=1, max_running=1, step_s=0.02)) as server, ThreadPoolExecutor(8) as pool:
-        answers = [each.result() for each in [pool.submit(server.complete, max_tokens=20) for _ in range(8)]]
-        full = [answer for answer in answers if answer.status_code == 429]
-        assert full
-        assert {answer.status_code for answer in answers} == {200, 429}
-        for answer in full:
-            assert answer.json()["error"]["code"] == "queue_full"
-            assert answer.headers["retry-after"] == "7"
-            assert answer.headers["x-shoal-not-started"] == "true"
-        assert server.metric("vllm:admission_rejections_total", reason="queue_full") == len(full)
-        assert server.metric("vllm:request_success_total", finished_reason="error") == len(full)
+    with serving(Script(max_queued=1, max_running=1, step_s=0.002)) as server, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(server.complete, max_tokens=900)
+        until(lambda: server.metric("vllm:num_requests_running") == 1)
+        second = pool.submit(server.complete, max_tokens=2)
+        until(lambda: server.metric("vllm:num_requests_waiting") == 1)
+        for stream in (False, True):
+            full = server.complete(max_tokens=20, stream=stream)
+            assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+            assert full.headers["retry-after"] == "7"
+            assert full.headers["x-shoal-not-started"] == "true"
+        assert server.metric("vllm:admission_rejections_total", reason="queue_full") == 2
+        assert server.metric("vllm:request_success_total", finished_reason="error") == 2
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
 
 
 def test_what_the_engine_would_refuse_is_refused_without_asking_it() -> None:
-    with serving(Script(max_requests=3, max_running=1, step_s=0.005)) as server, ThreadPoolExecutor(3) as pool:
+    with (
+        serving(Script(max_requests=3, max_running=1, step_s=0.005)) as server,
+        ThreadPoolExecutor(3) as pool,
+    ):
         assert server.complete(max_tokens=1, n=4).status_code == 429
         running = [pool.submit(server.complete, max_tokens=60) for _ in range(3)]
         until(lambda: server.open_requests() == 3)
