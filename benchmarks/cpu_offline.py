@@ -18,6 +18,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -209,8 +210,10 @@ class Child:
             "--max-len",
             str(max_len),
         ]
+        # Not a pipe: llama.cpp says more than one holds.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )
         self._answer()
 
@@ -221,10 +224,10 @@ class Child:
 
     def _answer(self):  # type: ignore[no-untyped-def]
         assert self.process.stdout is not None
-        assert self.process.stderr is not None
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"a peer died:\n{self.process.stderr.read()[-2000:]}")
+            self.log.seek(0)
+            sys.exit(f"a peer died:\n{self.log.read()[-2000:]}")
         return json.loads(line)
 
 

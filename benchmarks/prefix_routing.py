@@ -52,15 +52,24 @@ class Tally:
 
     def note_sent(self, tokens: list[int]) -> None:
         """Count what an endless cache would serve, then remember this prompt's full blocks."""
-        blocks = [tuple(tokens[:end]) for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS)]
+        blocks = full_blocks(tokens)
         usable = [block for block in blocks if len(block) < len(tokens)]  # one token is always computed
         self.prompt += len(tokens)
         self.shareable += max((len(block) for block in usable if block in self.seen), default=0)
         self.seen.update(blocks)
 
+    def note_answered(self, tokens: list[int]) -> None:
+        """The answer's tokens are in the cache as well: prompt and answer together."""
+        self.seen.update(full_blocks(tokens))
+
     @property
     def share(self) -> float:
         return self.cached / self.shareable if self.shareable else 0.0
+
+
+def full_blocks(tokens: list[int]) -> list[tuple[int, ...]]:
+    """Every beginning of `tokens` that ends with a full block."""
+    return [tuple(tokens[:end]) for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS)]
 
 
 def system_prompt(topic: str) -> str:
@@ -93,6 +102,7 @@ async def converse(
         tally.first_token_s.append(time.perf_counter() - started)
         answer = reply.json()
         tally.cached += answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        tally.note_answered(tokens + answer["choices"][0]["token_ids"])
         messages.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"]})
 
 
