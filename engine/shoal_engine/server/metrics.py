@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 
 from shoal_engine.messages import Outputs, Ready, Stats
-from shoal_engine.server.engine_client import Open
 from shoal_engine.server.histogram import Histogram
+from shoal_engine.server.open_requests import Open
 
 
 def _ladder(low: float, high: float, steps: tuple[float, ...] = (1, 2.5, 5)) -> tuple[float, ...]:

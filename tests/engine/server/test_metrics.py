@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from shoal_engine.messages import Outputs, Ready, Stats
-from shoal_engine.server.engine_client import Open
 from shoal_engine.server.exposition import Exposition
 from shoal_engine.server.generation import Generation
 from shoal_engine.server.histogram import Histogram
 from shoal_engine.server.metrics import GAP_BOUNDS, HISTOGRAMS, Metrics
+from shoal_engine.server.open_requests import Open
 
 
 def test_a_histogram_is_cumulative_and_a_bound_includes_itself() -> None:
