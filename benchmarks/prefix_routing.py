@@ -95,6 +95,7 @@ async def converse(
             "max_tokens": 16,
             "temperature": 0.0,
             "cache_salt": salt,
+            "return_token_ids": True,
         }
         started = time.perf_counter()
         reply = await client.post(f"{url}/v1/chat/completions", json={"model": "smollm2", **body})
