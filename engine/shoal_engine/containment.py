@@ -21,7 +21,7 @@ def contain(queues: Queues, tables: BlockTables, request: Request, error: Engine
     It may be the victim of another request whose blocks it reads and that has not sampled yet. Then it gets
     a second try on proven blocks only, and if that goes wrong too, it was its own fault.
     """
-    victim = request.trusts_others
+    victim = bool(request.trusted_blocks)
     spoilt = tables.forget_suspects(request)
     if victim:
         _again(queues, request)

@@ -96,9 +96,8 @@ class Draft:
         if not prefix:
             return
         self._tables.adopt(request, prefix)
-        if (
-            not request.num_output_tokens and not request.stale_step
-        ):  # still on its first way through the prompt
+        first_time = not request.num_output_tokens and not request.stale_step
+        if first_time:
             num_tokens = len(prefix) * self._tables.block_tokens
             request.num_cached_tokens = (request.num_cached_tokens or 0) + num_tokens
             self._tables.pool.hits += num_tokens

@@ -54,7 +54,7 @@ class Request:
         "stop_ids",  # tokens that end it; set by the scheduler
         "stop_reason",  # the stop token id that ended it, None for EOS
         "token_ids",
-        "trusts_others",  # it has read blocks of others that no good row has vouched for yet
+        "trusted_blocks",  # read before anybody had vouched for them, and what was computed from them
     )
 
     def __init__(
@@ -115,7 +115,7 @@ class Request:
         self.num_dropped_blocks = 0
         self.num_published_blocks = 0
         self.num_verified_blocks = 0
-        self.trusts_others = False
+        self.trusted_blocks: list[int] = []
         self.stale_step = self.last_step
 
     @property

@@ -206,11 +206,11 @@ class Scheduler:
             token, request = next(tokens), chunk.request
             if request.stale_step >= step or (broken and request.id in broken):
                 continue
+            if request.num_verified_blocks < request.num_published_blocks:
+                tables.vouch(request)
             request.num_pending -= 1
             request.token_ids.append(token)
             result.advanced.append(request)
-            if request.num_verified_blocks < request.num_published_blocks:
-                tables.verify(request, chunk.start + chunk.count)
             known = len(request.token_ids)
             output = known - request.num_prompt_tokens
             if output == 1:

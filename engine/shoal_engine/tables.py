@@ -12,8 +12,7 @@ from shoal_api.prefix import block_hash, chain_start, hash_blocks
 from shoal_engine.blocks import NULL_BLOCK, BlockPool
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.request import Request
-
-SOMEBODY = ""  # stands for the id of a request: ids are not empty
+from shoal_engine.suspects import Suspects
 
 
 class _Flight:
@@ -28,7 +27,7 @@ class _Flight:
 
 
 class BlockTables:
-    """A published block is a suspect until a request that reads it has had a good row of logits."""
+    """The tables are in the requests; this keeps them, the pool and the steps in flight consistent."""
 
     def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
         self.pool = pool
@@ -42,7 +41,7 @@ class BlockTables:
                 f"{pool.capacity}; give it more or lower max_num_batched_tokens"
             )
         self._flights: dict[int, _Flight] = {}
-        self._suspects: dict[int, str] = {}  # block -> id of the request that computed it
+        self._suspects = Suspects()
 
     @property
     def num_fenced(self) -> int:
@@ -98,9 +97,9 @@ class BlockTables:
         stop = (len(request.token_ids) - 1) // self.block_tokens
         self._hash(request, stop)
         if self._window is None:
-            return self._usable(request, self.pool.lookup(request.block_hashes, 0, stop))
+            return self._suspects.usable(request, self.pool.lookup(request.block_hashes, 0, stop))
         prefix = self.pool.lookup_window(request.block_hashes, stop, self._prefix_run)
-        return prefix if len(self._usable(request, prefix)) == len(prefix) else []
+        return prefix if len(self._suspects.usable(request, prefix)) == len(prefix) else []
 
     def find_more(self, request: Request) -> list[int]:
         """Blocks behind the computed tokens that others have computed since; [] inside a block."""
@@ -109,13 +108,12 @@ class BlockTables:
             return []
         stop = (len(request.token_ids) - 1) // self.block_tokens
         self._hash(request, stop)
-        return self._usable(request, self.pool.lookup(request.block_hashes, start, stop))
+        return self._suspects.usable(request, self.pool.lookup(request.block_hashes, start, stop))
 
     def adopt(self, request: Request, prefix: list[int]) -> None:
         """Append cached blocks to the table; their tokens count as computed."""
         self.pool.touch(prefix)
-        if self._suspects and len(self._proven(request, prefix)) < len(prefix):
-            request.trusts_others = True
+        self._suspects.trust(request, prefix)
         request.block_ids += prefix
         request.num_dropped_blocks += prefix.count(NULL_BLOCK)
         request.num_published_blocks = len(request.block_ids)
@@ -136,11 +134,7 @@ class BlockTables:
         if count > self.pool.num_free:
             return False
         if count:
-            fresh = self.pool.allocate(count)
-            request.block_ids += fresh
-            if self._suspects:
-                for block in fresh:
-                    self._suspects.pop(block, None)
+            request.block_ids += self.pool.allocate(count)
         return True
 
     def publish(self, request: Request) -> None:
@@ -149,29 +143,23 @@ class BlockTables:
         if full <= request.num_published_blocks or not self._shares(request):
             return
         self._hash(request, full)
-        published = self._flights[request.last_step].published
-        # What was computed from the blocks of others is no more to be relied on than those: it is nobody's own.
-        owner = SOMEBODY if request.trusts_others else request.id
+        published = []
         for index in range(request.num_published_blocks, full):
             block = request.block_ids[index]
             if block != NULL_BLOCK:
                 self.pool.publish(block, request.block_hashes[index])
                 published.append(block)
-                self._suspects[block] = owner
         request.num_published_blocks = full
+        self._flights[request.last_step].published += published
+        self._suspects.add(request, published)
 
-    def verify(self, request: Request, num_tokens: int) -> None:
-        """A good row of logits has come from the first `num_tokens` tokens."""
-        full = min(num_tokens // self.block_tokens, request.num_published_blocks)
-        for block in request.block_ids[request.num_verified_blocks : full]:
-            self._suspects.pop(block, None)
-        request.num_verified_blocks = full
-        request.trusts_others = False
+    def vouch(self, request: Request) -> None:
+        """A good row of logits has come from all known tokens of the request."""
+        self._suspects.vouch(request)
 
     def forget_suspects(self, request: Request) -> set[int]:
-        """Unpublish all suspects that the request computed or reads; returns them."""
-        own = {block for block, owner in self._suspects.items() if owner == request.id}
-        forgotten = own | self._suspects.keys() & set(request.block_ids)
+        """Unpublish what a bad row of the request may come from, unless it is vouched for; returns it."""
+        forgotten = {block for block in self._suspects.of(request) if self.pool.is_cached(block)}
         self._forget(sorted(forgotten))
         return forgotten
 
@@ -206,8 +194,7 @@ class BlockTables:
 
     def _forget(self, blocks: Sequence[int]) -> None:
         self.pool.forget(blocks)
-        for block in blocks:
-            self._suspects.pop(block, None)
+        self._suspects.discard(blocks)
 
     def _hash(self, request: Request, num_blocks: int) -> None:
         hashes, size = request.block_hashes, self.block_tokens
@@ -215,17 +202,6 @@ class BlockTables:
             parent = hashes[-1] if hashes else chain_start(size, request.cache_salt)
             tokens = request.token_ids[index * size : (index + 1) * size]
             hashes.append(block_hash(parent, tokens, request.adapter_digest))
-
-    def _usable(self, request: Request, prefix: list[int]) -> list[int]:
-        """A request that has failed once takes no more chances: if it fails again, it was its own fault."""
-        return self._proven(request, prefix) if request.num_failed_steps else prefix
-
-    def _proven(self, request: Request, prefix: list[int]) -> list[int]:
-        """The blocks of `prefix` before the first suspect that another request has computed."""
-        for index, block in enumerate(prefix):
-            if self._suspects.get(block, request.id) != request.id:
-                return prefix[:index]
-        return prefix
 
     def _shares(self, request: Request) -> bool:
         # An adapter without a digest could be reloaded under its old name: its blocks are nobody else's.

@@ -479,10 +479,11 @@ def test_the_last_request_gives_way_keeps_its_output_and_comes_back_first() -> N
     s = scheduler(num_blocks=7)
     s.add(request("a", 8, max_tokens=12))
     s.add(request("b", 8, max_tokens=12))
-    s.add(request("c", 8, max_tokens=1))
     plans = []
     while not plans or not plans[-1].preempted:
         plans.append(step(s)[0])
+        if len(plans) == 1:
+            s.add(request("c", 8, max_tokens=1))
     b = s.get("b")
     assert b is not None
     assert plans[-1].preempted == ("b",)
@@ -498,6 +499,22 @@ def test_the_last_request_gives_way_keeps_its_output_and_comes_back_first() -> N
     finish_all(s)
     assert b.token_ids[: len(kept)] == kept
     assert b.num_output_tokens == 12
+
+
+def test_nobody_is_admitted_in_a_step_that_preempts() -> None:
+    s = scheduler(num_blocks=8)
+    s.add(request("a", 4, max_tokens=40))
+    s.add(request("b", 20, max_tokens=40))
+    step(s)
+    s.add(request("urgent", 8, priority=-1))
+    plan, _ = step(s)
+    while not plan.preempted:
+        assert s.num_waiting == 1
+        plan, _ = step(s)
+    assert s.pool.num_free >= 4
+    assert [name for name, _, _ in chunks(plan)] == ["a"]
+    plan, _ = step(s)
+    assert [name for name, _, _ in chunks(plan)] == ["a", "urgent"]
 
 
 def test_a_preempted_request_finds_its_blocks_in_the_cache() -> None:
@@ -554,6 +571,8 @@ def test_blocks_that_a_running_prompt_still_needs_are_not_given_to_new_ones() ->
     s.add(request("b", 12, max_tokens=1))
     plan, _ = step(s)
     assert chunks(plan) == [("a", 0, 4)]  # 9 blocks are free, but a needs 7 of them
+    plan, _ = step(s)
+    assert chunks(plan) == [("a", 4, 4)]
     assert s.stats().num_preemptions == 0
     finish_all(s)
     assert s.stats().num_preemptions == 0
@@ -838,10 +857,15 @@ def run_on(device: ContentDevice, s: Scheduler, faulty: Sequence[str] = ()) -> t
     return launch, committed
 
 
+@pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("preempt", [False, True])
-def test_who_has_read_the_blocks_of_a_faulty_neighbour_gets_the_right_answer(preempt: bool) -> None:
-    s = scheduler(max_num_batched_tokens=16, long_prefill_token_threshold=8, max_model_len=60)
-    device = ContentDevice(block_tokens=4)
+def test_who_has_read_the_blocks_of_a_faulty_neighbour_gets_the_right_answer(
+    preempt: bool, window: int | None
+) -> None:
+    s = scheduler(
+        max_num_batched_tokens=16, long_prefill_token_threshold=8, max_model_len=60, sliding_window=window
+    )
+    device = ContentDevice(block_tokens=4, window=window)
     prompt = list(range(1, 9)) * 4
     source, victim = request("source", prompt, max_tokens=6), request("victim", prompt[:18], max_tokens=6)
     s.add(source)
@@ -873,6 +897,47 @@ def test_who_reads_blocks_of_a_bad_row_is_computed_again_before_its_own_row_come
     assert (s.num_running, s.num_waiting, s.pool.num_cached) == (0, 1, 0)
     plan, _ = step(s)
     assert chunks(plan) == [("reader", 0, 8)]
+
+
+def test_once_a_good_row_has_vouched_for_what_was_shared_a_bad_row_is_ones_own() -> None:
+    s = scheduler(max_num_batched_tokens=64)
+    prompt = list(range(1, 14))
+    s.add(request("a", [*prompt, 1]))
+    reader = request("reader", [*prompt, 2])
+    s.add(reader)
+    step(s)
+    assert reader.num_cached_tokens == 12
+    _, committed = step(s, broken={"reader": FAULT})
+    assert ids(committed.finished) == ["reader"]
+
+
+def test_a_windowed_prompt_with_a_bad_row_leaves_nothing_behind_that_fell_below_the_window() -> None:
+    s = scheduler(sliding_window=8, max_num_batched_tokens=16)
+    s.add(request("bad", 60))
+    for _ in range(3):
+        step(s)
+    assert s.pool.num_cached == 12
+    step(s, broken={"bad": FAULT})
+    assert s.pool.num_cached == 0
+
+
+def test_a_block_that_was_evicted_and_is_written_by_another_is_no_suspect_any_more() -> None:
+    s = scheduler(num_blocks=9, max_num_batched_tokens=8)
+    bad, innocent = request("bad", 12, priority=1), request("innocent", 13, max_tokens=10)
+    s.add(bad)
+    step(s)
+    unproven = list(bad.block_ids)
+    s._queues.requeue(bad)  # its blocks stay in the cache
+    held = s.pool.allocate(3)
+    s.limits = replace(s.limits, max_num_batched_tokens=16)
+    s.add(innocent)
+    plan = s.schedule()
+    assert unproven[1] == innocent.block_ids[-1]
+    s.pool.free(held)
+    s.commit(plan, [TOKEN])
+    _, committed = step(s, broken={"bad": FAULT})
+    assert ids(committed.finished) == ["bad"]
+    assert innocent.num_failed_steps == 0
 
 
 def test_requests_whose_own_prompt_is_the_fault_all_end_even_if_they_share_it() -> None:
@@ -915,6 +980,23 @@ def test_a_windowed_prompt_larger_than_the_cache_is_served() -> None:
     s.add(one)
     assert ids(finish_all(s)) == ["a"]
     assert one.finish_reason == "length"
+
+
+def test_a_windowed_prompt_of_which_only_half_a_window_is_cached_is_computed() -> None:
+    s = scheduler(num_blocks=12, sliding_window=8, max_num_batched_tokens=16)
+    device = ContentDevice(block_tokens=4, window=8)
+    prompt = list(range(1, 42))
+    s.add(request("a", prompt, max_tokens=1))
+    while s.has_work:
+        run_on(device, s)
+    held = s.pool.allocate(10)  # all but the last but one block of the prompt
+    assert s.pool.num_cached == 1
+    s.pool.free(held)
+    later = request("b", prompt, max_tokens=1)
+    s.add(later)
+    while s.has_work:
+        run_on(device, s)
+    assert later.num_cached_tokens == 0
 
 
 def test_a_cache_too_small_for_one_window_is_refused() -> None:

@@ -61,6 +61,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.computed: dict[str, int] = {}  # position up to which each request has been planned
         self.num_added = 0
 
+    @precondition(lambda self: len(self.live) < 12)
     @rule(
         base=st.sampled_from(BASES),
         shared=st.integers(0, 16) | st.integers(17, 36),
@@ -192,7 +193,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever has happened: everybody left gets an answer in bounded time, and all blocks come back."""
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(400):
+        most_steps = 100 + 10 * sum(request.max_total_tokens for request in self.live.values())
+        for _ in range(most_steps // 5):
             if not self.scheduler.has_work:
                 break
             self.run_undisturbed(5)
