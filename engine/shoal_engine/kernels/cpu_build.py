@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "c"
@@ -28,15 +29,33 @@ class BuildError(Exception):
     """There is no usable compiler or OpenMP runtime; the text says which, and what to install."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to build one library: `compile` makes an object of each source, `link` a library of all objects."""
+
+    compile: tuple[str, ...]
+    link: tuple[str, ...]
+    sources: tuple[Path, ...]
+    libraries: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Equal for equal sources, flags and processors only."""
+        digest = hashlib.sha256(repr(self).encode())
+        for header in sorted(SOURCES.iterdir()):
+            digest.update(header.read_bytes())
+        digest.update("\n".join(_processor()).encode())
+        return digest.hexdigest()[:16]
+
+
 @functools.cache
 def load_library(architecture: str = "native") -> ctypes.CDLL:
-    """The kernels compiled for a processor, built when this machine has not built them yet (2 s). Raises BuildError."""
-    command = _command(architecture, loaded_openmp())
-    name = f"kernels-{_fingerprint(command)}.so"
+    """The kernels compiled for a processor; built, in 3 s, when this machine has not built them yet. Raises BuildError."""
+    recipe = _recipe(architecture, loaded_openmp())
+    name = f"kernels-{recipe.fingerprint()}.so"
     try:
-        path = built(_cache_folder(), name, command)
+        path = built(_cache_folder(), name, recipe)
     except OSError:  # a read-only or full home; a private folder serves this process
-        path = built(Path(tempfile.mkdtemp(prefix="shoal-")), name, command)
+        path = built(Path(tempfile.mkdtemp(prefix="shoal-")), name, recipe)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -54,42 +73,34 @@ def loaded_openmp() -> Path:
     raise BuildError("torch has loaded no OpenMP library that the kernels could share")
 
 
-def built(folder: Path, name: str, command: Sequence[str]) -> Path:
-    """folder/name, compiled with `command` unless it is there. Raises BuildError, or OSError when folder is unusable."""
+def built(folder: Path, name: str, recipe: Recipe) -> Path:
+    """folder/name, made by `recipe` unless it is there. Raises BuildError, or OSError when folder is unusable."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     if not path.exists():
         with _locked(folder / f"{name}.lock"):
             if not path.exists():
-                _compile(command, path)
+                _build(recipe, path)
     return path
 
 
-def _command(architecture: str, openmp: Path) -> list[str]:
+def _recipe(architecture: str, openmp: Path) -> Recipe:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), *COMPILERS))), None)
     if compiler is None:
         raise BuildError(
             "no C compiler found; install one (Debian, Ubuntu: `apt-get install gcc libc6-dev`) or set CC"
         )
     option = "-march" if platform.machine() in ("x86_64", "AMD64") else "-mcpu"
-    flags = [
+    flags = (
         "-std=gnu11",
         "-O3",
         f"{option}={architecture}",
         "-ffp-contract=fast",
         "-fno-math-errno",
         "-fPIC",
-        "-shared",
-    ]
-    return [compiler, *flags, *map(str, sorted(SOURCES.glob("*.c"))), str(openmp), "-lm"]
-
-
-def _fingerprint(command: Sequence[str]) -> str:
-    digest = hashlib.sha256("\0".join(command).encode())
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.read_bytes())
-    digest.update("\n".join(_processor()).encode())
-    return digest.hexdigest()[:16]
+    )
+    sources = tuple(sorted(SOURCES.glob("*.c")))
+    return Recipe((compiler, *flags, "-c"), (compiler, "-shared"), sources, (str(openmp), "-lm"))
 
 
 def _processor() -> Iterator[str]:
@@ -117,18 +128,33 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(command: Sequence[str], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        done = subprocess.run(
-            [*command, "-o", str(partial)],
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_TIMEOUT_S,
-            check=False,
+def _build(recipe: Recipe, path: Path) -> None:
+    """All sources at once, then the library; it appears under its name only when it is whole."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in recipe.sources]
+        _run_all(
+            [
+                [*recipe.compile, str(source), "-o", out]
+                for source, out in zip(recipe.sources, objects, strict=True)
+            ]
         )
+        library = Path(folder) / path.name
+        _run_all([[*recipe.link, *objects, *recipe.libraries, "-o", str(library)]])
+        library.replace(path)
+
+
+def _run_all(commands: Sequence[Sequence[str]]) -> None:
+    """Run compilers side by side. Raises BuildError with what the first one that failed had to say."""
+    compiler = commands[0][0]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        for run in runs:
+            _, errors = run.communicate(timeout=COMPILE_TIMEOUT_S)
+            if run.returncode != 0:
+                raise BuildError(f"{compiler} failed:\n{errors[-2000:]}")
     except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{command[0]} did not finish within {COMPILE_TIMEOUT_S:.0f} s") from error
-    if done.returncode != 0:
-        raise BuildError(f"{command[0]} failed:\n{done.stderr[-2000:]}")
-    partial.replace(path)
+        raise BuildError(f"{compiler} did not finish within {COMPILE_TIMEOUT_S:.0f} s") from error
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal_engine.kernels import cpu, cpu_build
+from shoal_engine.kernels import cpu_build
 from shoal_engine.kernels.cpu import CpuKernels
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
@@ -340,32 +339,3 @@ def test_a_cache_it_cannot_address_is_refused(
         kernels.attend(
             torch.randn(1, 2, 64).bfloat16(), HeadLayout(2, 1, 64), batch, cache, AttentionScale(0.125)
         )
-
-
-def test_replicas_that_start_together_compile_once(tmp_path: Path) -> None:
-    script = f"echo x >> {tmp_path / 'log'}; sleep 0.2; echo compiled > $2"
-
-    def build(_: int) -> Path:
-        return cpu_build.built(tmp_path / "cache", "kernels-test.so", ["sh", "-c", script, "sh"])
-
-    with ThreadPoolExecutor(3) as replicas:
-        paths = set(replicas.map(build, range(3)))
-    assert [path.read_text() for path in paths] == ["compiled\n"]
-    assert (tmp_path / "log").read_text() == "x\n"
-
-
-def test_a_failed_compilation_leaves_nothing_behind_and_tells_why(tmp_path: Path) -> None:
-    with pytest.raises(cpu_build.BuildError, match="unknown type name"):
-        cpu_build.built(tmp_path, "kernels-test.so", ["sh", "-c", "echo unknown type name >&2; exit 1", "sh"])
-    assert not (tmp_path / "kernels-test.so").exists()
-
-
-def test_without_a_compiler_the_twins_run_and_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
-    cpu_build.load_library.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="no C compiler found; install one"):
-            assert isinstance(cpu.cpu_kernels(), ReferenceKernels)
-    finally:
-        cpu_build.load_library.cache_clear()

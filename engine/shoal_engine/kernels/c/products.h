@@ -11,32 +11,6 @@
  * registers 3 rows x 8 vectors are, and with 16 registers 3 x 4. */
 enum { MAX_ROWS_AT_ONCE = 3, MAX_VECTORS = LANES == 8 ? 4 : 8, MAX_VALUE_VECTORS = MAX_VECTORS / 2 };
 
-/* sum + a * b, a word of one row times words of LANES columns. */
-INLINE Floats multiply_add(uint32_t a, Words b, Floats sum, int dtype)
-{
-    float low, high;
-    if (dtype == FLOAT32) {
-        memcpy(&low, &a, sizeof low);
-        return low * (Floats)b + sum;
-    }
-#if HAS_BF16_DOT
-    (void)low, (void)high;
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
-#else
-    uint32_t low_bits = a << 16, high_bits = a & 0xffff0000u;
-    memcpy(&low, &low_bits, sizeof low);
-    memcpy(&high, &high_bits, sizeof high);
-    return high * (Floats)(b & 0xffff0000u) + (low * (Floats)(b << 16) + sum);
-#endif
-}
-
-INLINE Words load_words(const uint32_t *from)
-{
-    Words words;
-    memcpy(&words, from, sizeof words);
-    return words;
-}
-
 typedef struct {
     const uint32_t *const *rows; /* left operand: words of each row */
     int64_t num_rows;

@@ -147,6 +147,32 @@ INLINE void store_upto(void *to, int64_t at, Floats x, int count, int dtype)
     else store_some(to, at, x, count, dtype);
 }
 
+INLINE Words load_words(const uint32_t *from)
+{
+    Words words;
+    memcpy(&words, from, sizeof words);
+    return words;
+}
+
+/* sum + a * b for words: a float, or two bfloat16 (the first in the low half) that are both multiplied and added. */
+INLINE Floats multiply_add(uint32_t a, Words b, Floats sum, int dtype)
+{
+    float low, high;
+    if (dtype == FLOAT32) {
+        memcpy(&low, &a, sizeof low);
+        return low * (Floats)b + sum;
+    }
+#if HAS_BF16_DOT
+    (void)low, (void)high;
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+#else
+    uint32_t low_bits = a << 16, high_bits = a & 0xffff0000u;
+    memcpy(&low, &low_bits, sizeof low);
+    memcpy(&high, &high_bits, sizeof high);
+    return high * (Floats)(b & 0xffff0000u) + (low * (Floats)(b << 16) + sum);
+#endif
+}
+
 INLINE float sum_of(Floats x)
 {
 #ifdef HAS_AVX512
