@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
     import os
     from importlib import import_module
 
-    from shoal_engine.thread_waiting import spin_briefly
+    from shoal_engine.host_runtime import prepare
 
-    spin_briefly(os.environ)
+    prepare(os.environ)
     return getattr(import_module(_HOMES[name]), name)

@@ -25,8 +25,8 @@ from shoal_engine import messages
 from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError
 from shoal_engine.frames import FrameSocket
 from shoal_engine.heartbeat import Heartbeat
+from shoal_engine.host_runtime import prepare
 from shoal_engine.logs import set_up_logging
-from shoal_engine.thread_waiting import spin_briefly
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def _keep_from_children(descriptor: int) -> None:
 
 
 def _load(options_json: str, progress: Progress) -> StepEngine:
-    spin_briefly(os.environ)
+    prepare(os.environ)
     from shoal_api.options import ModelOptions
     from shoal_engine.engine import Engine
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal_engine.thread_waiting import SPINS, spin_briefly
+from shoal_engine.host_runtime import SPINS, spin_briefly
 
 
 @pytest.mark.parametrize(
