@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import time
 from typing import Any
 
+import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -23,6 +25,7 @@ from shoal_engine.server.replies import encode
 
 UNSENT_BYTES = 128 << 10
 _SCOPE_KEY = "shoal.connection"
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
 
 class HeadersTooLarge(InvalidRequest):
@@ -47,7 +50,8 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
-        self._header_bytes = 0
+        self._head = b""  # what has been fed since the turn in which the message began
+        self._begun = 0  # messages that have begun in it
         self._in_headers = False
         self._refusal: EngineError | None = None
         self._full_since_s: float | None = None
@@ -66,17 +70,25 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return
-        super().data_received(data)
-        # A header without end reaches no callback: count what has been fed since the message began.
+        self._unset_keepalive_if_required()
         if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > self.limits.header_bytes:
-                self._refuse(HeadersTooLarge(f"The headers exceed {self.limits.header_bytes} bytes."))
+            self._head += data
+        else:
+            self._head, self._begun = data, 0
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        # A header without end reaches no callback: count what has been fed since the message began.
+        if self._in_headers and len(self._head) > self.limits.header_bytes:
+            self._refuse(HeadersTooLarge(f"The headers exceed {self.limits.header_bytes} bytes."))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
-        self._header_bytes = 0
+        self._begun += 1
         self._expect(self.limits.header_deadline_s)
 
     def on_headers_complete(self) -> None:
@@ -85,14 +97,32 @@ class Connection(HttpToolsProtocol):
         if size > self.limits.header_bytes:
             self._refusal = HeadersTooLarge(f"The headers exceed {self.limits.header_bytes} bytes.")
             raise ValueError("refused")  # the parser stops here and has send_400_response called
+        if self.parser.should_upgrade():
+            return  # to begin again in _ignore_upgrade
         super().on_headers_complete()
         scope: Any = self.scope  # ASGI lets servers add keys of their own
         scope[_SCOPE_KEY] = self
         self._expect(self.limits.body_deadline_s)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._expect(None)
         super().on_message_complete()
+
+    def _ignore_upgrade(self) -> None:
+        """Take the request as if it had not offered another protocol, as RFC 9110 allows.
+
+        Java's HttpClient offers h2c with every first request, and llhttp leaves the body of such a request alone.
+        """
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        plain = _UPGRADE.sub(b"\r\nx-ignored-upgrade:", head)
+        if self._begun != 1 or plain == head:  # it did not come first in its packet, or it is a CONNECT
+            self._refuse(Malformed("Upgrading to another protocol is not supported here."))
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self._in_headers = False
+        self.data_received(plain + end + rest)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal or Malformed("This is not HTTP as RFC 9112 has it."))

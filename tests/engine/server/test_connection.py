@@ -122,6 +122,34 @@ def test_what_is_too_large_or_no_http_is_refused_with_a_typed_error(
     assert head.count(b"HTTP/1.1") == 1
 
 
+UPGRADE = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("cut", [10**6, 150, 60, 1])
+def test_an_offer_to_upgrade_is_ignored_and_the_body_read(server: Running, cut: int) -> None:
+    content = json.dumps({"prompt": [40], "max_tokens": 3}).encode()
+    data = UPGRADE + b"content-length: %d\r\n\r\n" % len(content) + content
+    client = connect(server)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for _ in range(2):  # and the connection goes on
+        for start in range(0, len(data), cut):
+            client.sendall(data[start : start + cut])
+        assert b"200 OK" in client.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com\r\n\r\n",
+        b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n" + UPGRADE + b"content-length: 2\r\n\r\n{}",
+    ],
+)
+def test_no_other_protocol_is_spoken(server: Running, data: bytes) -> None:
+    client = connect(server)
+    client.sendall(data)
+    assert b"malformed_http" in read_all(client)
+
+
 @pytest.mark.parametrize(
     "head",
     [
