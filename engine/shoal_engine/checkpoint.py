@@ -34,6 +34,9 @@ class Checkpoint(Protocol):
         It may be a view on the mapped file: copy before writing. Raises ModelLoadError for an unknown name.
         """
 
+    def quantised(self, name: str) -> tuple[str, Tensor] | None:
+        """Block type's name and uint8 [rows, bytes of a row] of a tensor stored in blocks; None for plain numbers."""
+
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """A Hugging Face folder or a .gguf file. Raises ModelLoadError that says which file and what to do."""

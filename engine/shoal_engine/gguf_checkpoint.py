@@ -76,6 +76,10 @@ class GgufCheckpoint:
         block_type, rows, shape = self.raw(name)
         return dequantize(rows.view(-1), block_type, dtype).view(shape)
 
+    def quantised(self, name: str) -> tuple[str, Tensor] | None:
+        block_type, rows, _ = self.raw(name)
+        return None if block_type.name in PLAIN_DTYPES else (block_type.name, rows)
+
     def raw(self, name: str) -> tuple[BlockType, Tensor, tuple[int, ...]]:
         """Block type, uint8 [output features, bytes of a row], and the shape of the numbers.
 

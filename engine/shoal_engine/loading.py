@@ -12,13 +12,13 @@ import torch
 
 from shoal_api.options import ModelOptions
 from shoal_engine.blocks import BlockPool
-from shoal_engine.cache_layout import CacheLayout, host_budget_bytes, num_blocks
 from shoal_engine.checkpoint import open_checkpoint
 from shoal_engine.config import ModelConfig, read_config
 from shoal_engine.engine import Engine
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.kernels.cpu import cpu_kernels
 from shoal_engine.limits import SchedulerLimits
+from shoal_engine.memory_layout import CacheLayout, host_budget_bytes, num_blocks
 from shoal_engine.messages import Loading, Ready, Submit
 from shoal_engine.model_path import local_path
 from shoal_engine.models.llama import Llama

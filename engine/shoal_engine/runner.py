@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from shoal_engine.batch import BatchBuilder
-from shoal_engine.cache_layout import CacheLayout
 from shoal_engine.checkpoint import Checkpoint
 from shoal_engine.config import ModelConfig
 from shoal_engine.kernels.interface import Kernels
+from shoal_engine.memory_layout import CacheLayout, dense_copy_fits
 from shoal_engine.models import model_class
 from shoal_engine.models.llama import Llama
 from shoal_engine.plan import Plan
@@ -77,7 +78,8 @@ def load_model(
     progress: Callable[[int], None],
 ) -> Llama:
     """Build the model from a checkpoint's tensors. Raises ModelLoadError."""
-    weights = Weights(checkpoint, place.dtype, place.device, progress)
+    keep_dense = dense_copy_fits(checkpoint.total_bytes, psutil.virtual_memory().available)
+    weights = Weights(checkpoint, place.dtype, place.device, progress, keep_dense)
     return model_class(config.architecture)(config, weights, place.kernels, max_model_len)
 
 

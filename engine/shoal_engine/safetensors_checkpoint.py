@@ -53,6 +53,9 @@ class SafetensorsCheckpoint:
         tensor: Tensor = self._file(name).get_tensor(name)
         return tensor if dtype is None else tensor.to(dtype)
 
+    def quantised(self, name: str) -> tuple[str, Tensor] | None:
+        return None
+
     def _file(self, name: str) -> Any:
         if name not in self._files:
             raise ModelLoadError(

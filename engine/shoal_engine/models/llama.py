@@ -12,7 +12,6 @@ from torch import Tensor
 from shoal_engine.config import ModelConfig
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout, Kernels
 from shoal_engine.layers.attention import Attention
-from shoal_engine.layers.linear import Linear, dense_product
 from shoal_engine.layers.mlp import GatedMLP
 from shoal_engine.layers.norm import RMSNorm
 from shoal_engine.layers.rotary import rope_table
@@ -45,11 +44,8 @@ class Llama:
             for layer in range(config.num_layers)
         ]
         self.norm = RMSNorm(weights.take("model.norm.weight", hidden), config.norm_eps, kernels)
-        self.lm_head = (
-            Linear(dense_product(self.embedding))
-            if config.tie_embeddings
-            else weights.linear(["lm_head"], hidden, [config.vocab_size])
-        )
+        head = "model.embed_tokens" if config.tie_embeddings else "lm_head"
+        self.lm_head = weights.linear([head], hidden, [config.vocab_size])
 
     def __call__(self, token_ids: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
         """token_ids [T] int64; cache [layers, num_blocks, 2, kv_heads, block_tokens, D] -> hidden [T, H], normalised."""

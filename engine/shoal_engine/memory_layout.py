@@ -1,4 +1,4 @@
-"""How the KV cache is cut, and how many blocks a device can afford. Pure arithmetic, no tensors."""
+"""How the KV cache is cut, and what of a device's memory goes where. Pure arithmetic, no tensors."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def num_blocks(layout: CacheLayout, budget_bytes: int, max_model_len: int, max_n
 def host_budget_bytes(available_bytes: int) -> int:
     """What a CPU engine takes for its cache when it is not told."""
     return min(int(available_bytes * HOST_MEMORY_SHARE), HOST_MEMORY_CAP_BYTES)
+
+
+def dense_copy_fits(stored_bytes: int, available_bytes: int) -> bool:
+    """Whether a quantised model may also be kept dense, in 16 bits instead of 4: in a quarter of what is free."""
+    return 4 * stored_bytes <= HOST_MEMORY_SHARE * available_bytes
