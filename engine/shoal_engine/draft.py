@@ -76,7 +76,8 @@ class Draft:
             self._budget = limits.guarded_budget(self._budget, self._prefill_tokens_per_s)
         seats = 0 if self._short else max(0, limits.max_num_seqs - len(self._queues.running))
         num_prefills = len(behind) + min(seats, len(self._queues.waiting))
-        self._chunk_limit = limits.max_chunk_tokens(self._budget, num_prefills)
+        share = limits.max_chunk_tokens(self._budget, num_prefills)
+        self._chunk_limit = min(share, self._tables.max_chunk_tokens)
 
     def _continue_prompts(self, behind: list[Request]) -> None:
         for request in behind:
@@ -150,8 +151,8 @@ class Draft:
 
     def _top_up(self) -> None:
         """Budget that is left over goes to the prompts that were held to their share."""
-        if self._limits.long_prefill_token_threshold:
-            return  # a limit somebody has set holds even when it leaves room
+        if self._limits.long_prefill_token_threshold or self._limits.sliding_window:
+            return  # a limit somebody has set, or that the cache sets, holds even when it leaves room
         self._chunk_limit = UNLIMITED
         for index, chunk in enumerate(self.chunks):
             request, end = chunk.request, chunk.start + chunk.count

@@ -40,15 +40,23 @@ class SchedulerLimits:
         if not 0.0 <= self.watermark < 1.0:
             raise ValueError(f"watermark must be in [0, 1), got {self.watermark}")
 
-    @property
-    def window_blocks(self) -> int | None:
-        """Most blocks that a request ever holds under a sliding window; None without one.
+    def windowed_chunk_tokens(self, capacity_blocks: int) -> int:
+        """Most tokens of one request in a step, such that under a sliding window it holds half the cache at most.
 
-        A chunk of n tokens reads and writes window - 1 + n tokens, which may start inside a block.
+        A chunk of n tokens reads and writes window - 1 + n tokens, which may start inside a block. Raises
+        ValueError if the cache has no room for the window and one block more.
         """
         if self.sliding_window is None:
-            return None
-        return -(-(self.sliding_window - 1 + self.max_num_batched_tokens) // self.block_tokens) + 1
+            return self.max_num_batched_tokens
+        seen_tokens = self.sliding_window - 1
+        least_blocks = -(-seen_tokens // self.block_tokens) + 2
+        if least_blocks > capacity_blocks:
+            raise ValueError(
+                f"a sliding window of {self.sliding_window} tokens needs {least_blocks} blocks, the cache has "
+                f"{capacity_blocks}; give it more memory"
+            )
+        room_blocks = max(least_blocks, capacity_blocks // 2)
+        return min(self.max_num_batched_tokens, (room_blocks - 1) * self.block_tokens - seen_tokens)
 
     def max_chunk_tokens(self, budget: int, num_prefills: int) -> int:
         """Most tokens of one prompt in a step with `budget` tokens for `num_prefills` requests."""

@@ -34,12 +34,8 @@ class BlockTables:
         self.block_tokens = limits.block_tokens
         self._window = limits.sliding_window
         self._prefix_run = max(1, self._blocks((self._window or 1) - 1))
-        self._most_resident = limits.window_blocks
-        if self._most_resident is not None and self._most_resident > pool.capacity:
-            raise ValueError(
-                f"a sliding window of {self._window} tokens needs {self._most_resident} blocks, the pool has "
-                f"{pool.capacity}; give it more or lower max_num_batched_tokens"
-            )
+        self.max_chunk_tokens = limits.windowed_chunk_tokens(pool.capacity)
+        self._most_resident = self._blocks((self._window or 1) - 1 + self.max_chunk_tokens) + 1
         self._flights: dict[int, _Flight] = {}
         self._suspects = Suspects()
 
@@ -76,7 +72,7 @@ class BlockTables:
     def blocks_to_hold(self, num_tokens: int) -> int:
         """Most blocks that computing this many tokens of one request ever holds at once."""
         blocks = self._blocks(num_tokens)
-        return blocks if self._most_resident is None else min(blocks, self._most_resident)
+        return blocks if self._window is None else min(blocks, self._most_resident)
 
     def outstanding(self, request: Request) -> int:
         """Blocks that the request still takes until all its tokens are computed."""

@@ -994,14 +994,34 @@ def test_a_windowed_prompt_of_which_only_half_a_window_is_cached_is_computed() -
     s.pool.free(held)
     later = request("b", prompt, max_tokens=1)
     s.add(later)
+    launch, _ = run_on(device, s)
+    assert launch.plan.chunks[0].start == 0
     while s.has_work:
         run_on(device, s)
-    assert later.num_cached_tokens == 0
+    assert later.num_cached_tokens == 4, "on its way it meets that block with the window before it computed"
 
 
 def test_a_cache_too_small_for_one_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs 7 blocks, the pool has 6"):
-        scheduler(num_blocks=7, sliding_window=8, max_num_batched_tokens=16)
+    scheduler(num_blocks=5, sliding_window=8)
+    with pytest.raises(ValueError, match="needs 4 blocks, the cache has 3"):
+        scheduler(num_blocks=4, sliding_window=8)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "tokens"),
+    [
+        (4, 5),  # three blocks hold 12 tokens wherever they start, 7 of them are read
+        (9, 5),
+        (10, 9),  # half of it: five blocks
+        (20, 16),  # the budget
+    ],
+)
+def test_a_windowed_chunk_takes_half_the_cache_at_most(capacity: int, tokens: int) -> None:
+    s = scheduler(num_blocks=capacity + 1, sliding_window=8, max_num_batched_tokens=16)
+    s.add(request("a", 100, max_tokens=1))
+    plan = s.schedule()
+    assert plan.num_tokens == tokens - tokens % 4
+    assert s.pool.num_free >= min(capacity // 2, capacity - 4)
 
 
 def test_a_windowed_prompt_needs_only_the_last_window_in_the_cache() -> None:

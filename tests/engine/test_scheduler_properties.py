@@ -49,7 +49,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def start(self, sizes: dict[str, Any], num_blocks: int, caching: bool, depth: int) -> None:
         self.limits = SchedulerLimits(**sizes)
-        num_blocks = max(num_blocks, 1 + (self.limits.window_blocks or 0))
+        if self.limits.sliding_window is not None:
+            num_blocks = max(num_blocks, 3 + -(-(self.limits.sliding_window - 1) // self.limits.block_tokens))
         self.scheduler = Scheduler(
             self.limits, BlockPool(num_blocks, caching), eos_token_ids=[EOS], clock=lambda: 0.0
         )
