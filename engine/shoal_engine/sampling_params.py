@@ -58,10 +58,14 @@ class SamplingParams:
         if len(self.stop) > MAX_STOP_STRINGS or any(not text for text in self.stop):
             raise InvalidRequest(f"stop takes up to {MAX_STOP_STRINGS} non-empty strings", param="stop")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}", param="min_tokens")
+            raise InvalidRequest(
+                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}", param="min_tokens"
+            )
         for token_id, bias in (self.logit_bias or {}).items():
             if not -100.0 <= bias <= 100.0:
-                raise InvalidRequest(f"logit_bias of token {token_id} must be between -100 and 100", param="logit_bias")
+                raise InvalidRequest(
+                    f"logit_bias of token {token_id} must be between -100 and 100", param="logit_bias"
+                )
 
     def fan_out(self) -> list[SamplingParams]:
         """One n=1 request per completion. Seeds are derived, so a seeded n=3 gives three different, repeatable texts."""
