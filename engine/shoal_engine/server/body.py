@@ -98,7 +98,8 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
     """One fault is enough for the client; the text names the field and never repeats the value."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if fault["type"] == "json_invalid":
-        return InvalidRequest(f"The body is not valid JSON: {fault['msg']}.", code="invalid_json")
+        reason = fault["msg"].removeprefix("Invalid JSON: ")
+        return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")
     param = _field(fault["loc"])
     return InvalidRequest(f"{param or 'The body'}: {fault['msg']}.", param=param)
 
@@ -111,9 +112,11 @@ def _field(location: tuple[int | str, ...]) -> str | None:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and not part.startswith(_MEMBER):
+        elif part.isidentifier() and not part.startswith(_MEMBER) and part not in _TYPES:
             path += f".{part}" if path else part
-    return path or None
+    return path[:MAX_PARAM_CHARS] or None
 
 
+MAX_PARAM_CHARS = 200  # a key of logit_bias may be as long as the body
 _MEMBER = "as_"  # tags of union members in protocol.py begin with this
+_TYPES = frozenset({"str", "int", "float", "bool"})  # and the others are named by their types

@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-TokenIds = Annotated[list[int], Field(max_length=2_000_000)]
+# Lists stop at their first wrong element: a million of them would make a million error objects.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Anything = Annotated[list[Any], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True, max_length=2_000_000)]
 
 
 def _prompt_kind(value: Any) -> str:
@@ -27,9 +30,9 @@ def _prompt_kind(value: Any) -> str:
 
 Prompt = Annotated[
     Annotated[str, Tag("as_text")]
-    | Annotated[list[str], Tag("as_texts")]
+    | Annotated[Texts, Tag("as_texts")]
     | Annotated[TokenIds, Tag("as_tokens")]
-    | Annotated[list[TokenIds], Tag("as_token_lists")],
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("as_token_lists")],
     Discriminator(_prompt_kind),
 ]
 
@@ -47,7 +50,8 @@ def _content_kind(value: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("as_text")] | Annotated[list[Part], Tag("as_parts")], Discriminator(_content_kind)
+    Annotated[str, Tag("as_text")] | Annotated[list[Part], Field(fail_fast=True), Tag("as_parts")],
+    Discriminator(_content_kind),
 ]
 
 
@@ -56,7 +60,7 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Anything | None = None
 
 
 class StreamOptions(BaseModel):
@@ -85,7 +89,7 @@ class Generate(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
 
@@ -93,11 +97,11 @@ class Generate(BaseModel):
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    allowed_token_ids: list[int] | None = None
+    allowed_token_ids: TokenIds | None = None
     prompt_logprobs: int | None = Field(
         None, description="Log probabilities of the prompt's own tokens, k each."
     )
@@ -114,10 +118,10 @@ class Generate(BaseModel):
     return_token_ids: bool | None = None
 
     response_format: ResponseFormat | None = None
-    bad_words: list[str] | None = None
+    bad_words: Texts | None = None
     use_beam_search: bool | None = None
     structured_outputs: dict[str, Any] | None = None
-    logits_processors: list[Any] | None = None
+    logits_processors: Anything | None = None
     return_tokens_as_token_ids: bool | None = None
 
 
@@ -139,7 +143,7 @@ class CompletionBody(Generate):
 class ChatBody(Generate):
     """POST /v1/chat/completions"""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -150,15 +154,15 @@ class ChatBody(Generate):
     )
 
     echo: bool | None = None
-    tools: list[Any] | None = None
+    tools: Anything | None = None
     tool_choice: Any = None
-    functions: list[Any] | None = None
+    functions: Anything | None = None
     function_call: Any = None
-    modalities: list[str] | None = None
+    modalities: Texts | None = None
     audio: Any = None
     prediction: Any = None
     web_search_options: Any = None
-    documents: list[Any] | None = None
+    documents: Anything | None = None
     chat_template: str | None = None
     reasoning_effort: str | None = None
 
@@ -169,7 +173,7 @@ class TokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, protected_namespaces=())
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
