@@ -33,9 +33,8 @@ Progress = Callable[[Loading], None]
 # are being decoded, and the matrix products are as efficient as they get at this size.
 CPU_MAX_NUM_BATCHED_TOKENS = 512
 CPU_MAX_NUM_SEQS = 64
-QUEUED_PER_SEAT = (
-    16  # further requests get 429 at once: at this depth a wait is longer than clients have patience
-)
+# Further requests get 429 at once: at this depth a wait is longer than clients have patience.
+QUEUED_PER_SEAT = 16
 WARMUP_ID = "warmup"
 
 
@@ -50,7 +49,7 @@ def load_engine(options: ModelOptions, progress: Progress = lambda _: None) -> E
     max_model_len = _max_model_len(options, config)
     model = _model(options, config, path, place, max_model_len, progress)
     phases["weights"] = time.monotonic() - started
-    engine = _engine(options, config, path, place, max_model_len, model, phases)
+    engine = _engine(options, config, path, place, model, phases)
     progress(Loading("warmup"))
     started = time.monotonic()
     _generate_one_token(engine)
@@ -123,44 +122,56 @@ def _engine(
     config: ModelConfig,
     path: Path,
     place: Placement,
-    max_model_len: int,
     model: Llama,
     phases: dict[str, float],
 ) -> Engine:
-    max_num_seqs = options.max_num_seqs or CPU_MAX_NUM_SEQS
+    limits = _limits(options, config)
     layout = CacheLayout(
         config.num_layers, config.num_kv_heads, config.head_dim, options.block_size, place.dtype.itemsize
     )
     budget = options.kv_cache_memory_bytes or host_budget_bytes(psutil.virtual_memory().available)
-    blocks = num_blocks(layout, budget, max_model_len, max_num_seqs)
-    limits = SchedulerLimits(
+    blocks = num_blocks(layout, budget, limits.max_model_len, limits.max_num_seqs)
+    pool = BlockPool(blocks, options.enable_prefix_caching)
+    try:
+        scheduler = Scheduler(limits, pool, eos_token_ids=config.eos_token_ids)
+    except ValueError as error:  # a sliding window that the cache cannot hold
+        raise ModelLoadError(f"{error}; see --kv-cache-memory-bytes and --max-num-batched-tokens") from error
+    return Engine(
+        runner=Runner(model, layout, blocks, limits.max_num_seqs, limits.max_model_len, place),
+        scheduler=scheduler,
+        sampler=Sampler(config.vocab_size, place.device, options.seed),
+        config=config,
+        model_path=path,
+        ready=_ready(limits, blocks, config, place, phases),
+    )
+
+
+def _limits(options: ModelOptions, config: ModelConfig) -> SchedulerLimits:
+    max_num_seqs = options.max_num_seqs or CPU_MAX_NUM_SEQS
+    return SchedulerLimits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS,
-        max_model_len=max_model_len,
+        max_model_len=_max_model_len(options, config),
         block_tokens=options.block_size,
         max_num_queued_reqs=_first_given(options.max_num_queued_reqs, QUEUED_PER_SEAT * max_num_seqs),
         max_num_queued_tokens=options.max_num_queued_tokens,
         long_prefill_token_threshold=options.long_prefill_token_threshold,
         sliding_window=config.sliding_window if config.sliding_layers is None else None,
     )
-    return Engine(
-        runner=Runner(model, layout, blocks, max_num_seqs, max_model_len, place),
-        scheduler=Scheduler(
-            limits, BlockPool(blocks, options.enable_prefix_caching), eos_token_ids=config.eos_token_ids
-        ),
-        sampler=Sampler(config.vocab_size, place.device, options.seed),
-        config=config,
-        model_path=path,
-        ready=Ready(
-            max_model_len=max_model_len,
-            num_blocks=blocks,
-            block_tokens=options.block_size,
-            vocab_size=config.vocab_size,
-            device=str(place.device),
-            dtype=str(place.dtype).removeprefix("torch."),
-            load_seconds=phases,
-            max_requests=max_num_seqs + (limits.max_num_queued_reqs or 0),
-        ),
+
+
+def _ready(
+    limits: SchedulerLimits, blocks: int, config: ModelConfig, place: Placement, phases: dict[str, float]
+) -> Ready:
+    return Ready(
+        max_model_len=limits.max_model_len,
+        num_blocks=blocks,
+        block_tokens=limits.block_tokens,
+        vocab_size=config.vocab_size,
+        device=str(place.device),
+        dtype=str(place.dtype).removeprefix("torch."),
+        load_seconds=phases,
+        max_requests=limits.max_num_seqs + (limits.max_num_queued_reqs or 0),
     )
 
 

@@ -79,9 +79,8 @@ def test_after_preemption_by_a_cache_that_is_too_small(tiny: Any) -> None:
     model_len, block_tokens = 128, 16
     config = load(folder).engine.config
     block_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * block_tokens * 4
-    llm = load(
-        folder, max_model_len=model_len, kv_cache_memory_bytes=block_bytes * (model_len // block_tokens + 4)
-    )
+    memory_bytes = block_bytes * (model_len // block_tokens + 4)
+    llm = load(folder, max_model_len=model_len, max_num_batched_tokens=64, kv_cache_memory_bytes=memory_bytes)
     assert generate(llm, texts) == expected
     assert llm.engine.stats().num_preemptions > 0
 
