@@ -75,21 +75,25 @@ class Running:
         return self.codes[0]
 
 
+def settings_for(script: Script, changes: dict[str, Any]) -> Settings:
+    """Settings of a server in front of a scripted engine; `changes` are fields of Settings or of Limits."""
+    of_limits = {key: value for key, value in changes.items() if key in Limits.__dataclass_fields__}
+    others = {key: value for key, value in changes.items() if key not in of_limits}
+    plain = {
+        "model_name": MODEL,
+        "model_root": "/models/scripted",
+        "version": "1.2.3",
+        "engine_command": command(script),
+        "load_text": model_text,
+        "limits": Limits(**of_limits),
+    }
+    return Settings(**(plain | others))
+
+
 @contextlib.contextmanager
 def serving(script: Script | None = None, *, wait: bool = True, **changes: Any) -> Iterator[Running]:
     """`changes`: fields of Settings or of Limits. With `wait`, ready before the test begins."""
-    of_limits = {key: changes.pop(key) for key in list(changes) if key in Limits.__dataclass_fields__}
-    settings = Settings(
-        **{
-            "model_name": MODEL,
-            "model_root": "/models/scripted",
-            "version": "1.2.3",
-            "engine_command": command(script or Script()),
-            "load_text": model_text,
-            "limits": Limits(**of_limits),
-            **changes,
-        }
-    )
+    settings = settings_for(script or Script(), changes)
     listener = listen("127.0.0.1", 0)
     url = url_of(listener)
     started: list[Any] = []
