@@ -140,6 +140,7 @@ class LlamaCpp:
         params.n_ctx = (max_len + 64) * 16
         params.n_batch = params.n_ubatch = 512
         params.n_seq_max = 16
+        params.kv_unified = True  # sequences may share cells
         params.n_threads = params.n_threads_batch = threads
         self.context = c.llama_init_from_model(self.model, params)
         self.vocabulary = c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
@@ -158,8 +159,14 @@ class LlamaCpp:
         return figures(len(prompts), len(prompts[0]), new_tokens, first_s, time.perf_counter() - started)
 
     def _prefill(self, prompts: list[list[int]]) -> list[int]:
+        """A beginning that all prompts share is computed once and copied, as its server's slots can."""
+        shared = self._share_prefix(prompts)
         last = [0] * len(prompts)
-        rows = [(t, p, s, p == len(ids) - 1) for s, ids in enumerate(prompts) for p, t in enumerate(ids)]
+        rows = [
+            (ids[p], p, s, p == len(ids) - 1)
+            for s, ids in enumerate(prompts)
+            for p in range(shared, len(ids))
+        ]
         for at in range(0, len(rows), 512):
             part = rows[at : at + 512]
             self._decode(part)
@@ -167,6 +174,16 @@ class LlamaCpp:
                 if ends:
                     last[sequence] = self._argmax(i)
         return last
+
+    def _share_prefix(self, prompts: list[list[int]]) -> int:
+        columns = enumerate(zip(*prompts, strict=False))
+        shared = next((at for at, tokens in columns if len(set(tokens)) > 1), 0) if len(prompts) > 1 else 0
+        for at in range(0, shared, 512):
+            tokens = prompts[0][at : min(at + 512, shared)]
+            self._decode([(token, at + i, 0, False) for i, token in enumerate(tokens)])
+        for sequence in range(1, len(prompts)):
+            self.c.llama_memory_seq_cp(self.c.llama_get_memory(self.context), 0, sequence, 0, shared)
+        return shared
 
     def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
         batch = self.batch
