@@ -118,6 +118,9 @@ class Engine:
         self._watch_numbers(len(broken), len(sampling))
         first = {c.request.id for c in sampling if not c.request.num_output_tokens}
         committed = self.scheduler.commit(plan, token_ids, broken)
+        for chunk in sampling if broken else ():
+            if chunk.request.id in broken:  # it goes on if a neighbour's blocks may have spoilt its row
+                self._restart_sampling(chunk.request)
         return self._emit(committed, sampling, first, sampled)
 
     def _watch_numbers(self, num_broken: int, num_sampled: int) -> None:

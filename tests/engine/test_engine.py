@@ -150,6 +150,33 @@ def test_nan_logits_end_their_request_and_leave_neighbours_identical(tiny: Any) 
     assert [tokens(outputs[f"r{i}"]) for i in others] == [expected[i] for i in others]
 
 
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 5, "presence_penalty": 1.0}]
+)
+def test_a_row_spoilt_by_a_neighbours_blocks_is_computed_again_with_the_same_result(
+    tiny: Any, params: dict[str, Any]
+) -> None:
+    folder, texts, _ = tiny
+    text = max(texts, key=len)
+
+    def run(spoil: Callable[[Plan], list[int]]) -> dict[str, list[int]]:
+        engine = faulty(folder, spoil=spoil)
+        for name in ("first", "second"):
+            engine.add(submit(name, text, **params))
+        return {name: tokens(outputs) for name, outputs in drive(engine).items()}
+
+    def once_for_the_second(plan: Plan) -> list[int]:
+        rows = [chunk.request.id for chunk in plan.chunks if chunk.samples]
+        if "second" not in rows or spoilt:
+            return []
+        spoilt.append(plan.step)
+        return [rows.index("second")]
+
+    spoilt: list[int] = []
+    assert run(once_for_the_second) == run(lambda _: [])
+    assert spoilt
+
+
 def test_a_model_that_computes_nan_for_everybody_ends_the_process(tiny: Any) -> None:
     folder, texts, _ = tiny
     engine = faulty(folder, spoil=lambda plan: list(range(plan.num_samples)))
