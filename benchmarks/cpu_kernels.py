@@ -127,10 +127,10 @@ def attention_case(
 
 
 def row_cases(kernels: CpuKernels, rows: int) -> list[Case]:
-    """The kernels between the products, bfloat16."""
-    batch, num_blocks = attention_batch(rows, 200, 1)
+    """The kernels between the products, bfloat16: up to 64 rows are requests of one token each, more are a prompt."""
+    batch, num_blocks = attention_batch(rows, 200, 1) if rows <= 64 else attention_batch(1, rows, rows)
     caches = [random_cache(num_blocks, torch.bfloat16) for _ in range(LAYERS)]
-    rope, weight = torch.randn(256, LAYOUT.head_dim), torch.randn(HIDDEN).bfloat16()
+    rope, weight = torch.randn(512, LAYOUT.head_dim), torch.randn(HIDDEN).bfloat16()
     x, residual, qkv, gate_up = (
         torch.randn(rows, width).bfloat16() for width in (HIDDEN, HIDDEN, LAYOUT.qkv_size, 2 * INTERMEDIATE)
     )
