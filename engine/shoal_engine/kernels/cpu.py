@@ -79,26 +79,12 @@ class CpuKernels:
         self._step: _Step | None = None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x, weight = x.contiguous(), weight.contiguous()
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        self._rms_norm(
-            x.data_ptr(), None, weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps,
-            C_DTYPES[x.dtype], C_DTYPES[weight.dtype],
-        )  # fmt: skip
-        return out
+        return self._norm(x, None, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         if not residual.is_contiguous() or residual.shape != x.shape or residual.dtype != x.dtype:
             raise ValueError("the residual must be contiguous and of the shape and dtype of x")
-        x, weight = x.contiguous(), weight.contiguous()
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        self._rms_norm(
-            x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps,
-            C_DTYPES[x.dtype], C_DTYPES[weight.dtype],
-        )  # fmt: skip
-        return out
+        return self._norm(x, residual.data_ptr(), weight, eps)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate_up = gate_up.contiguous()
@@ -149,6 +135,16 @@ class CpuKernels:
         self._attend(
             q.data_ptr(), out.data_ptr(), step.address, cache.data_ptr(), step.workspace_address,
             layout.num_heads, layout.num_kv_heads, layout.head_dim, scale.window or 0, scale.scale, C_DTYPES[q.dtype],
+        )  # fmt: skip
+        return out
+
+    def _norm(self, x: Tensor, residual_address: int | None, weight: Tensor, eps: float) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        out = torch.empty_like(x)
+        width = weight.shape[0]
+        self._rms_norm(
+            x.data_ptr(), residual_address, weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps,
+            C_DTYPES[x.dtype], C_DTYPES[weight.dtype],
         )  # fmt: skip
         return out
 

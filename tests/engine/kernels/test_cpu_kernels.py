@@ -249,11 +249,11 @@ def test_attend_equals_its_twin_for_any_block_size(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("threads", "window"), [(1, None), (2, None), (5, None), (2, 75)])
 def test_a_token_has_the_same_bits_alone_in_a_batch_in_a_chunk_and_on_any_number_of_threads(
-    kernels: CpuKernels, threads: int, dtype: torch.dtype
+    kernels: CpuKernels, threads: int, window: int | None, dtype: torch.dtype
 ) -> None:
-    layout, scale, context = HeadLayout(6, 2, 64), AttentionScale(0.125), 700
+    layout, scale, context = HeadLayout(6, 2, 64), AttentionScale(0.125, window), 700
     batch, num_blocks = attention_batch([context, 1], [context, 90])
     cache, _ = filled_caches(kernels, batch, num_blocks, layout, dtype)
     q = torch.randn(context + 1, 6, 64).to(dtype)

@@ -1,6 +1,6 @@
 /* silu_mul of kernels/interface.py: silu(g) * u = g * u / (1 + e^-g). */
+#include "exponential.h"
 #include "parallel.h"
-#include "vectors.h"
 
 typedef struct {
     const void *gate_up;

@@ -1,7 +1,7 @@
 /* Softmax in parts: weights of one span of tokens, and the merging of spans. Knows neither caches nor requests. */
 #pragma once
 
-#include "vectors.h"
+#include "exponential.h"
 
 /* Of some query rows over some tokens: the largest score, sum of e^(score - largest), and the values weighted by it.
  * No visible token: -inf, 0 and zeros. */
