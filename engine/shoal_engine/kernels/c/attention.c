@@ -21,8 +21,7 @@ INLINE void attend_span(const Attention *a, const Item *item, int64_t span, Scra
                         int64_t next_token, int dtype)
 {
     int64_t base = span * SPAN;
-    /* Tiles go in pairs counted from the span's start, see value_block: where a window begins must not change that. */
-    int64_t first = base + at_least(item->begin - base, 0) / (2 * TILE) * (2 * TILE), end = at_most(item->end, base + SPAN);
+    int64_t first = base + at_least(item->begin - base, 0) / TILE * TILE, end = at_most(item->end, base + SPAN);
     int64_t num_tiles = (end - first + TILE - 1) / TILE;
     const uint32_t *rows[item->rows], *tiles[SPAN / TILE], *ahead[SPAN / TILE];
     const uint32_t *const *fetch = item->rows <= FETCH_ROWS ? ahead : NULL;

@@ -49,7 +49,8 @@ INLINE void score_block(const int rows, const Product *p, int64_t row, int64_t f
             store(p->out + (row + r) * p->stride, first_tile * TILE + v * LANES, sums[r][v], FLOAT32);
 }
 
-/* Even and odd tiles have sums of their own, added at the end, for there are only half as many vectors in a head. */
+/* Even and odd tiles have sums of their own, added at the end, for there are only half as many vectors in a head. It does
+ * not matter which tile counts as the first: a + b has the bits of b + a. */
 INLINE void value_block(const int rows, const int vectors, const Product *p, int64_t row, int64_t column, int fetch,
                         int dtype)
 {
