@@ -58,7 +58,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 
 def settings_of(options: ServeOptions, environ: Mapping[str, str]) -> Settings:
     """What the server needs, from options and environment."""
-    from shoal_engine.server.model_text import load_model_text
+    from shoal_engine.model_text import load_model_text
     from shoal_engine.server.serving import Settings
 
     model = ModelOptions.model_validate(options.model_dump(include=set(ModelOptions.model_fields)))

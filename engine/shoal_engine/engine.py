@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shoal_api.options import ModelOptions
 from shoal_engine.config import ModelConfig
-from shoal_engine.errors import BadNumbers, EngineError, InvalidRequest
+from shoal_engine.errors import BadNumbers, EngineError, InvalidRequest, is_device_error
 from shoal_engine.logprobs import not_finite
 from shoal_engine.messages import Loading, Output, Ready, Stats, Submit, TokenLogprobs, failed_output
 from shoal_engine.plan import Chunk, Committed, Plan
@@ -156,9 +156,8 @@ class Engine:
                     stop_reason=request.stop_reason,
                 )
             )
-        outputs += self._ended([request for request in committed.finished if request.error is not None])
-        self._forget(committed.finished)
-        return outputs
+        self._forget([request for request in committed.finished if request.error is None])
+        return outputs + self._ended([request for request in committed.finished if request.error is not None])
 
     def _ended(self, requests: Sequence[Request]) -> list[Output]:
         """The last output of requests that ended with an error."""
@@ -178,7 +177,7 @@ class Engine:
         log.exception(
             "step %d of %d tokens failed (%d in a row)", plan.step, plan.num_tokens, self._num_failed_in_a_row
         )
-        if is_fatal(error):
+        if isinstance(error, BadNumbers) or is_device_error(error):
             raise error
         culprits: dict[str, EngineError] = {}
         if self._num_failed_in_a_row > 1 or len(plan.chunks) == 1:
@@ -213,12 +212,3 @@ def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
     """An id outside the vocabulary would read foreign memory on a device: refuse it before it joins a batch."""
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         raise InvalidRequest(f"prompt token ids must lie in 0..{vocab_size - 1}", param="prompt")
-
-
-def is_fatal(error: Exception) -> bool:
-    """An accelerator that reported an error stays broken for this process, except that it may run out of memory."""
-    return (
-        isinstance(error, BadNumbers)
-        or type(error).__name__ == "AcceleratorError"
-        or "CUDA error" in str(error)
-    )

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from shoal_api.exit_codes import ExitCode
 from shoal_engine import messages
-from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError
+from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError, is_device_error
 from shoal_engine.frames import FrameSocket
 from shoal_engine.heartbeat import Heartbeat
 from shoal_engine.host_runtime import prepare
@@ -144,7 +144,7 @@ def failure(error: Exception) -> messages.Failed:
             "--max-num-seqs or --kv-cache-memory-bytes.",
             ExitCode.OUT_OF_MEMORY,
         )
-    if type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error):
+    if is_device_error(error):
         return messages.Failed(f"The device reported an error: {error}", ExitCode.DEVICE)
     return messages.Failed(f"The engine failed: {type(error).__name__}: {error}", ExitCode.ENGINE_DIED)
 

@@ -75,3 +75,8 @@ class ModelLoadError(EngineError):
     """Raised while loading only: no request ever sees it; the process exits with it as its last line."""
 
     code = "model_load_failed"
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether the accelerator reported it: then it stays broken for this process. By name: this module knows no torch."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

@@ -11,11 +11,11 @@ from typing import Any
 from rich.progress import Progress
 
 from shoal_api.options import ModelOptions
+from shoal_engine.choice_text import ChoiceText, Delta
 from shoal_engine.engine import Engine
 from shoal_engine.messages import Output, Submit, TokenLogprobs
+from shoal_engine.model_text import ModelText, load_model_text
 from shoal_engine.sampling_params import SamplingParams
-from shoal_engine.server.choice_text import ChoiceText, Delta
-from shoal_engine.server.model_text import ModelText, load_model_text
 from shoal_engine.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Sequence[int]]

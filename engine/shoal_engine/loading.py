@@ -12,7 +12,7 @@ import torch
 
 from shoal_api.options import ModelOptions
 from shoal_engine.blocks import BlockPool
-from shoal_engine.checkpoint import open_checkpoint
+from shoal_engine.checkpoint import Checkpoint, open_checkpoint
 from shoal_engine.config import ModelConfig, read_config
 from shoal_engine.engine import Engine
 from shoal_engine.errors import ModelLoadError
@@ -44,10 +44,10 @@ def load_engine(options: ModelOptions, progress: Progress = lambda _: None) -> E
     path = local_path(options.model)
     phases: dict[str, float] = {}
     started = time.monotonic()
-    config = read_config(path)
-    place = choose_placement(options, config)
-    max_model_len = _max_model_len(options, config)
-    model = _model(options, config, path, place, max_model_len, progress)
+    checkpoint = None if options.load_format == "dummy" else open_checkpoint(path)
+    config = read_config(path) if checkpoint is None else checkpoint.config
+    place = choose_placement(options)
+    model = _model(options, config, checkpoint, place, progress)
     phases["weights"] = time.monotonic() - started
     engine = _engine(options, config, path, place, model, phases)
     progress(Loading("warmup"))
@@ -77,7 +77,7 @@ def refuse_unsupported(options: ModelOptions) -> None:
             raise ModelLoadError(f"{flag} is not supported by this version of the engine; leave it out")
 
 
-def choose_placement(options: ModelOptions, config: ModelConfig) -> Placement:
+def choose_placement(options: ModelOptions) -> Placement:
     """CPU, with as many threads as asked for; bfloat16 where the processor multiplies it natively."""
     torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
     torch.set_grad_enabled(False)
@@ -100,20 +100,17 @@ def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
 def _model(
     options: ModelOptions,
     config: ModelConfig,
-    path: Path,
+    checkpoint: Checkpoint | None,
     place: Placement,
-    max_model_len: int,
     progress: Progress,
 ) -> Llama:
-    if options.load_format == "dummy":
+    """Without a checkpoint its weights are random."""
+    max_model_len = _max_model_len(options, config)
+    if checkpoint is None:
         return random_model(config, place, max_model_len, options.seed)
-    checkpoint = open_checkpoint(path)
+    total = checkpoint.total_bytes
     return load_model(
-        config,
-        checkpoint,
-        place,
-        max_model_len,
-        lambda done: progress(Loading("weights", done, checkpoint.total_bytes)),
+        config, checkpoint, place, max_model_len, lambda done: progress(Loading("weights", done, total))
     )
 
 

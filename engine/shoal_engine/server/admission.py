@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from shoal_engine.choice_text import ChoiceText
 from shoal_engine.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from shoal_engine.messages import Ready, Submit
 from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.server.answer import Job
-from shoal_engine.server.choice_text import ChoiceText
 from shoal_engine.server.prompts import Prompts
 from shoal_engine.server.protocol import ChatBody, Generate, TokenizeBody
 from shoal_engine.server.sampling import check_supported, check_token_ids, check_vocabulary, sampling_params

@@ -18,9 +18,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from shoal_engine.choice_text import ChoiceText
 from shoal_engine.errors import EngineError, QueueFull
 from shoal_engine.messages import Output, Submit
-from shoal_engine.server.choice_text import ChoiceText
 from shoal_engine.server.connection import connection_of
 from shoal_engine.server.fault_replies import internal_error, reply_of, response_of
 from shoal_engine.server.generation import ClientGone, Generation

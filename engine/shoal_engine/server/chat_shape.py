@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
+from shoal_engine.choice_text import Delta
 from shoal_engine.messages import TokenLogprobs
 from shoal_engine.sampling_params import SamplingParams
-from shoal_engine.server.choice_text import Delta
 from shoal_engine.server.logprobs import chat_logprobs, prompt_logprobs
 from shoal_engine.server.protocol import ChatBody
 from shoal_engine.server.replies import (

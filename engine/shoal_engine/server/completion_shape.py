@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from msgspec import UNSET
 
+from shoal_engine.choice_text import Delta
 from shoal_engine.messages import TokenLogprobs
 from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.server.admission import Prompt
-from shoal_engine.server.choice_text import Delta
 from shoal_engine.server.logprobs import completion_logprobs, prompt_logprobs
 from shoal_engine.server.protocol import CompletionBody
 from shoal_engine.server.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Usage

@@ -19,6 +19,7 @@ from rich.console import Console
 from shoal_api.exit_codes import ExitCode
 from shoal_engine.errors import EngineUnavailable
 from shoal_engine.messages import Failed
+from shoal_engine.model_text import ModelText
 from shoal_engine.server.app import build_app
 from shoal_engine.server.engine_client import EngineClient
 from shoal_engine.server.envelope import Keys
@@ -26,7 +27,6 @@ from shoal_engine.server.http_server import HttpServer, url_of
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.loading_display import LoadingDisplay
 from shoal_engine.server.metrics import Metrics
-from shoal_engine.server.model_text import ModelText
 from shoal_engine.server.prompts import Prompts
 from shoal_engine.server.service import Service
 from shoal_engine.server.startup import started

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shoal_engine.choice_text import Delta
 from shoal_engine.messages import Output, TokenLogprobs
-from shoal_engine.server.choice_text import Delta
 from shoal_engine.server.replies import CachedTokens, Usage
 
 

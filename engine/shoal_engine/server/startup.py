@@ -12,9 +12,9 @@ from collections.abc import Callable
 from shoal_api.exit_codes import ExitCode
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.messages import Failed
+from shoal_engine.model_text import ModelText
 from shoal_engine.server.engine_client import EngineClient
 from shoal_engine.server.loading_display import LoadingDisplay
-from shoal_engine.server.model_text import ModelText
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0

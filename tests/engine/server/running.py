@@ -18,9 +18,9 @@ import uvloop
 from rich.console import Console
 
 from shoal_api.options import ModelOptions
+from shoal_engine.model_text import ModelText, load_model_text
 from shoal_engine.server.http_server import listen, url_of
 from shoal_engine.server.limits import Limits
-from shoal_engine.server.model_text import ModelText, load_model_text
 from shoal_engine.server.serving import ApiServer, Settings
 from tests.builders import smollm2
 from tests.engine.server.scripted_engine import Script, command

@@ -17,7 +17,7 @@ import pytest
 from shoal_api.exit_codes import ExitCode
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.heartbeat import HangLimits
-from shoal_engine.server.model_text import ModelText
+from shoal_engine.model_text import ModelText
 from tests.engine.server.running import Running, serving, until
 from tests.engine.server.scripted_engine import DIE, HANG, RAISE, Script
 

@@ -1,4 +1,4 @@
-"""What the API process needs of a model's files: tokenizer, chat template, recommended sampling. No weights,
+"""What a caller of the engine needs of a model's files: tokenizer, chat template, recommended sampling. No weights,
 no torch.
 """
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal_engine.choice_text import ChoiceText
 from shoal_engine.messages import Output
 from shoal_engine.sampling_params import SamplingParams
-from shoal_engine.server.choice_text import ChoiceText
 from shoal_engine.server.generation import join
 from shoal_engine.server.shape import Choice
 from tests.engine.server.running import model_text
