@@ -26,8 +26,9 @@ check: setup  ## Formatting, lint, types, import rules, generated files fresh
 	$(RUN)lint-imports
 	$(RUN)python -m shoal_api.crd --check
 
-generate:  ## Rewrite generated files: CRD, reference docs
+generate:  ## Rewrite generated files: CRD, reference docs, gRPC messages
 	$(RUN)python -m shoal_api.crd
+	$(RUN)python -m grpc_tools.protoc -Icrds --python_out=crds --pyi_out=crds --grpc_python_out=crds crds/shoal_api/router_state.proto
 
 format:  ## Format and fix what the linters can fix
 	$(RUN)ruff format .

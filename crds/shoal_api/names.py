@@ -34,7 +34,10 @@ ROLE_ROUTER: Final = "router"
 MANAGER: Final = "shoal"
 
 ANNOTATION_DRAIN: Final = f"{GROUP}/drain"  # on pods: since when the router sends no new requests, RFC 3339
-ANNOTATION_TEMPLATE: Final = f"{GROUP}/template-version"  # on the resource: how its pods are rendered
+ANNOTATION_OPERATOR: Final = f"{GROUP}/operator-version"  # on pods: the operator that rendered them
+ANNOTATION_ACTIVATED: Final = (
+    f"{GROUP}/activated-at"  # on a revision's ConfigMap: when it last became the wanted one
+)
 ANNOTATION_RESTART: Final = f"{GROUP}/restarted-at"  # on the resource: a new value rolls the pods
 
 FIELD_MANAGER_OPERATOR: Final = "shoal-operator"
@@ -44,6 +47,8 @@ LEASE: Final = "shoal-operator"
 PORT_ENGINE_HTTP: Final = 8000
 PORT_ENGINE_GRPC: Final = 9000
 PORT_ROUTER_HTTP: Final = 8080
+PORT_ROUTER_GRPC: Final = 9000
+PORT_OPERATOR_PROBES: Final = 8081
 PORT_NAME_HTTP: Final = "http"
 PORT_NAME_GRPC: Final = "grpc"
 
@@ -53,6 +58,10 @@ CONTAINER_LOADER: Final = "model-loader"
 VOLUME_MODELS: Final = "shoal-models"
 VOLUME_OPTIONS: Final = "shoal-options"
 VOLUME_SHARED_MEMORY: Final = "shoal-shm"
+VOLUME_SOURCE: Final = "shoal-source"
+VOLUME_TMP: Final = "shoal-tmp"
+SOURCE_DIR: Final = "/source"  # where a pod sees the claim of a pvc:// model, read-only
+PROGRESS_PATH: Final = "/progress"  # of the model-loader, on PORT_ENGINE_HTTP
 MODELS_DIR: Final = "/models"  # where a pod sees its cache; file:///models/X lies in it
 OPTIONS_FILE: Final = "/etc/shoal/options.yaml"
 

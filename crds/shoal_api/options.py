@@ -26,6 +26,7 @@ from shoal_api.option_types import (
     Keys,
     LoraPaths,
     Name,
+    Namespaces,
     Percent,
     Place,
     Port,
@@ -247,12 +248,16 @@ class RouterOptions(RoutingOptions):
     )
     host: Name = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: Port = Field(default=8080, description="HTTP port; 0 takes a free one.")
-    namespace: Name | None = Field(
-        default=None, description="Namespace whose LLMDeployments are routed; unset takes the pod's own."
+    namespace: Namespaces = Field(
+        default=(),
+        description="Namespace whose LLMDeployments are routed; repeatable; '*' is every one; none takes the pod's own.",
     )
     selector: Annotated[str, Field(max_length=1024)] = Field(
         default="",
         description="Label selector of the LLMDeployments to route; empty takes all of the namespace.",
+    )
+    grpc_port: Port = Field(
+        default=9000, description="Port where the operator reads the router's state; 0 takes a free one."
     )
     api_key: Keys = Field(
         default=(), description="Key that clients must send as bearer token; repeatable; none asks none."

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from shoal_api.fields import bare, block_of, entries_of, groups
 from shoal_api.flags import option_of
+from shoal_api.operator_options import OperatorOptions
 from shoal_api.options import RouterOptions, ServeOptions
 from shoal_api.rules import rules_of
 from shoal_api.schema import Strict, yaml_name
@@ -27,6 +28,7 @@ def reference_page() -> str:
         *_blocks("status", LLMDeploymentStatus),
         _options("shoal serve", ServeOptions),
         _options("shoal router", RouterOptions),
+        _options("shoal operator", OperatorOptions),
     ]
     return "\n".join(part for part in parts if part)
 
