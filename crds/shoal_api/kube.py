@@ -13,6 +13,7 @@ from typing import Any, Self
 import httpx2 as httpx
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig
+from lightkube.core.exceptions import ConfigError
 
 Object = dict[str, Any]
 
@@ -63,10 +64,13 @@ class ApiServer:
 
     @classmethod
     def from_env(cls) -> Self:
-        """KUBECONFIG if it is set, else the pod's service account. Raises lightkube's ConfigError."""
-        config = KubeConfig.from_env().get()
-        if config is None:
-            raise ValueError("the kubeconfig has no current-context; run: kubectl config use-context NAME")
+        """KUBECONFIG if it is set, else the pod's service account. Raises ApiError with what to do."""
+        try:
+            config = KubeConfig.from_env().get()
+        except ConfigError as error:
+            fix = "set KUBECONFIG to a file with a current-context, or run in a pod with a service account"
+            raise ApiError(0, "NotConfigured", f"{error}; {fix}") from error
+        assert config is not None  # it is only for a default that is not given
         timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         return cls(AsyncClient(config, ConnectionParams(timeout=timeout)), config.namespace)
 
