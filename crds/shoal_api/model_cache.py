@@ -1,17 +1,51 @@
-"""Where a fetched model lies below a cache directory. Pure: the operator mounts it there, the engine puts it there."""
+"""Where a model lies once it is fetched: the operator, which mounts it, and `shoal fetch`, which writes it, agree here.
+
+Pure: it reads neither disk nor network.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from typing import Final
+from urllib.parse import unquote, urlsplit
 
-DIGEST_CHARACTERS = 16
-NAME_CHARACTERS = 64
-UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+from shoal_api.names import MODELS_DIR, SOURCE_DIR
+
+FETCHED_SCHEMES: Final = ("hf", "s3", "oci")
+DEFAULT_REVISION: Final = "main"
+_DIGEST_CHARS = 16
+_READABLE_CHARS = 80
 
 
-def cache_path(uri: str, revision: str | None) -> str:
-    """One folder name, such as SmolLM2-135M-0f3a...: the end of the uri for people, the digest for uniqueness."""
-    digest = hashlib.sha256(f"{uri}\n{revision or ''}".encode()).hexdigest()[:DIGEST_CHARACTERS]
-    name = UNSAFE.sub("-", uri.rstrip("/").rpartition("/")[2]).strip(".-")[:NAME_CHARACTERS]
-    return f"{name or 'model'}-{digest}"
+def is_fetched(uri: str) -> bool:
+    """Whether the model-loader has to bring it; file:// and pvc:// are there already."""
+    return urlsplit(uri).scheme in FETCHED_SCHEMES
+
+
+def cache_path(uri: str, revision: str | None = None) -> str:
+    """The one directory below the cache that holds `uri` at `revision`: READABLE-DIGEST, always one level deep.
+
+    No revision of an hf:// model is main. Two uris never share a directory.
+    """
+    if revision is None and urlsplit(uri).scheme == "hf":
+        revision = DEFAULT_REVISION
+    digest = hashlib.sha256(f"{uri}\n{revision or ''}".encode()).hexdigest()[:_DIGEST_CHARS]
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", uri.partition("://")[2]).strip("-")
+    return f"{readable[:_READABLE_CHARS].strip('-')}-{digest}".lstrip("-")
+
+
+def model_path(uri: str, revision: str | None = None) -> str:
+    """What a pod's `shoal serve` gets for `uri`: a directory, or for a uri that ends in .gguf that file.
+
+    file:// is the path as it is; pvc://CLAIM/PATH lies in the claim, mounted at SOURCE_DIR/CLAIM; all else lies in
+    MODELS_DIR/cache_path, a .gguf under its own name without the folders above it.
+    """
+    parts = urlsplit(uri)
+    path = unquote(parts.path)
+    if parts.scheme == "file":
+        return path
+    if parts.scheme == "pvc":
+        return f"{SOURCE_DIR}/{parts.netloc}{path}".rstrip("/")
+    folder = f"{MODELS_DIR}/{cache_path(uri, revision)}"
+    return f"{folder}/{path.rsplit('/', 1)[-1]}" if path.endswith(".gguf") else folder
