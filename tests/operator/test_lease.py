@@ -112,14 +112,17 @@ def test_the_holder_stops_before_others_may_begin():
     assert RENEW_DEADLINE_S < DURATION_S
 
 
+RARELY = st.integers(0, 7).map(lambda number: number == 7)
+
+
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abc"), st.floats(0, 20), st.booleans(), st.booleans()),
-        min_size=1,
+        st.tuples(st.sampled_from("abc"), st.sampled_from([1, 2, 4, 9, 14, 16]), RARELY, RARELY),
+        min_size=20,
         max_size=60,
     )
 )
-async def test_never_two_at_once(moves: list[tuple[str, float, bool, bool]]):
+async def test_never_two_at_once(moves: list[tuple[str, int, bool, bool]]):
     store, clock = Store(), Clock()
     operators = {name: operator(store, clock, name) for name in "abc"}
     for name, pause_s, down, restart in moves:
