@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 
 from shoal_api.exit_codes import ExitCode
 from shoal_api.flags import parse_flags
+from shoal_api.kube import ApiError, ApiServer
 from shoal_api.options import RouterOptions
 from shoal_router.app import Router
-from shoal_router.discovery import StaticDiscovery
+from shoal_router.discovery import Discovery, StaticDiscovery
+from shoal_router.kubernetes_discovery import KubernetesDiscovery
 from shoal_router.settings import RouterSettings
 
 log = logging.getLogger(__name__)
@@ -24,17 +26,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until SIGTERM or Ctrl-C; returns the exit code."""
     parser = argparse.ArgumentParser(prog="shoal router", description=RouterOptions.__doc__)
     options = parse_flags(parser, RouterOptions, sys.argv[1:] if argv is None else argv)
-    if not options.endpoint:
-        parser.error(
-            "give at least one --endpoint http://HOST:PORT; finding replicas through Kubernetes comes later"
-        )
     try:
         settings = RouterSettings.from_options(options)
+        api = None if settings.addresses else ApiServer.from_env()
+    except ApiError as error:
+        parser.error(
+            f"no Kubernetes API server to find replicas: {error}; or give --endpoint http://HOST:PORT"
+        )
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s router %(levelname)s %(message)s")
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-        return runner.run(serve(settings))
+        return runner.run(serve(settings, make_discovery(settings, api)))
+
+
+def make_discovery(settings: RouterSettings, api: ApiServer | None) -> Discovery:
+    """The replicas that were given, or those that the cluster has."""
+    if api is None:
+        return StaticDiscovery(settings.addresses)
+    return KubernetesDiscovery(api, settings.namespaces, settings.selector)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -47,7 +57,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(settings: RouterSettings) -> int:
+async def serve(settings: RouterSettings, discovery: Discovery) -> int:
     """Serve until a signal; a second one ends the drain."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -57,13 +67,14 @@ async def serve(settings: RouterSettings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    router = Router(settings, StaticDiscovery(settings.addresses), rng=random.Random())
+    router = Router(settings, discovery, rng=random.Random())
     try:
         await router.start()
     except OSError as error:
         log.error("cannot listen on %s:%d: %s; choose another --port", settings.host, settings.port, error)
         return ExitCode.ADDRESS
-    log.info("listening on http://%s:%d for %d replicas", settings.host, router.port, len(settings.addresses))
+    where = f"{len(settings.addresses)} replicas" if settings.addresses else "the cluster's replicas"
+    log.info("listening on http://%s:%d for %s", settings.host, router.port, where)
     await stop.wait()
     log.info("draining for at most %g s", settings.drain_timeout_s)
     draining = loop.create_task(router.stop(settings.drain_timeout_s))

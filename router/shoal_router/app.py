@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+from collections.abc import Iterable
 from itertools import count
 
 from shoal_api.request_prefix import BLOCK_BYTES
@@ -62,7 +63,7 @@ class Router:
             now=now,
         )
         self._local = Local(
-            self.endpoints, self._models, self.index, self.metrics, self._listener, self._proxy
+            self.endpoints, self._models, self.index, self.metrics, self._listener, self._proxy, discovery
         )
         self.endpoints.on_add.append(lambda endpoint: self.index.add(endpoint.slot, self._blocks(endpoint)))
         self.endpoints.on_remove.append(lambda endpoint: self.index.remove(endpoint.slot))
@@ -81,7 +82,7 @@ class Router:
             self._listener.make_connection, settings.host, settings.port, backlog=BACKLOG
         )
         self._sweeper = self._loop.create_task(self._sweep())
-        await self._discovery.start(self.endpoints.reconcile)
+        await self._discovery.start(self._reconcile)
 
     async def stop(self, drain_timeout_s: float) -> bool:
         """Accept no more, let requests in progress end for at most so long.
@@ -150,6 +151,10 @@ class Router:
             client.fail(RouterError("the router failed; the log has the details under its request id"))
 
     # Replicas
+
+    def _reconcile(self, addresses: Iterable[Address]) -> None:
+        self._models.deployments = self._discovery.deployments
+        self.endpoints.reconcile(addresses)
 
     def _make_pool(self, address: Address) -> Pool:
         return Pool(address, self._settings.connect_timeout_s)

@@ -1,8 +1,8 @@
-"""Where replicas are: the only file that learns addresses.
+"""Where replicas are: what a source of addresses looks like, and a static list.
 
-Here a static list; a Kubernetes watch has the same face. A source is level-triggered: it calls `changed` with
-everything that should exist, at the start and at every change. It says nothing about health: an address may
-be down and come up later.
+kubernetes_discovery.py is the other source and the only file of the router that knows Kubernetes. A source is
+level-triggered: it calls `changed` with everything that should exist, at the start and at every change. It says
+nothing about health: an address may be down and come up later.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where one replica listens. `name` is what `x-shoal-replica` shows and rendezvous hashing uses."""
+    """Where one replica listens. `name` is what `x-shoal-replica` shows; in a cluster it is the pod's."""
 
     name: str
     host: str
     port: int
+    uid: str = ""
+    namespace: str = ""
+    deployment: str = ""
+    cordoned: bool = False  # gets no new requests; those that it has end by themselves
 
     @classmethod
     def from_url(cls, url: str, name: str | None = None) -> Address:
@@ -30,10 +34,26 @@ class Address:
         return cls(name or url.rstrip("/"), parts.hostname, parts.port or 80)
 
     @property
+    def key(self) -> str:
+        """Different for each replica, the same in every router: rendezvous hashing uses it."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @property
     def authority(self) -> str:
         """Value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A group of replicas that is known also while it has none; `models` begins with its base model."""
+
+    namespace: str
+    name: str
+    models: tuple[str, ...]
+    hold_s: float = 0.0  # how long a request waits for a first replica; 0 refuses it at once
+    max_held: int = 0
 
 
 Changed = Callable[[Iterable[Address]], None]
@@ -42,6 +62,16 @@ Changed = Callable[[Iterable[Address]], None]
 class Discovery(Protocol):
     """A source of addresses; `start` returns when it is watching, `stop` when it no longer calls back."""
 
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        """What is served, with or without replicas; a change of it calls `changed` too."""
+        ...
+
+    @property
+    def synced(self) -> bool | None:
+        """Whether it has seen everything once; None when there is nothing to wait for."""
+        ...
+
     async def start(self, changed: Changed) -> None: ...
 
     async def stop(self) -> None: ...
@@ -49,6 +79,9 @@ class Discovery(Protocol):
 
 class StaticDiscovery:
     """A list given once, or set anew at run time by whoever runs the router in its own process."""
+
+    deployments: tuple[Deployment, ...] = ()
+    synced: bool | None = None
 
     def __init__(self, addresses: Iterable[Address]) -> None:
         self._addresses = tuple(addresses)

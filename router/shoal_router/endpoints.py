@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal_router import standing as standings
 from shoal_router.discovery import Address
@@ -64,9 +64,8 @@ class Endpoint:
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
-        digest = hashlib.blake2b(self.address.name.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(self.address.key.encode(), digest_size=8).digest()
         self.identity = int.from_bytes(digest, "big")
-
         self.label = self.address.name.encode()
         self.authority = self.address.authority.encode()
 
@@ -77,6 +76,10 @@ class Endpoint:
     @property
     def state(self) -> State:
         return self.standing.state
+
+    @property
+    def cordoned(self) -> bool:
+        return self.address.cordoned
 
     def serves(self, model: str) -> bool:
         return any(name == model for name, _ in self.report.models)
@@ -100,35 +103,46 @@ class Endpoint:
 
 
 class EndpointSet:
-    """All replicas by name.
+    """All replicas by key.
 
     `on_change` callbacks run after a standing, a report or the membership has changed.
     """
 
     def __init__(self, make_pool: Callable[[Address], Pool]) -> None:
         self._make_pool = make_pool
-        self._by_name: dict[str, Endpoint] = {}
+        self._by_key: dict[str, Endpoint] = {}
+        self._leaving: list[Endpoint] = []
         self._slots: set[int] = set()
         self.on_add: list[Callable[[Endpoint], None]] = []
         self.on_remove: list[Callable[[Endpoint], None]] = []
         self.on_change: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[Endpoint]:
-        return iter(self._by_name.values())
+        return iter(self._by_key.values())
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._by_key)
 
     def reconcile(self, addresses: Iterable[Address]) -> None:
         """Make the set be `addresses`: new ones start absent, gone ones finish what they have."""
-        wanted = {address.name: address for address in addresses}
-        for name, endpoint in list(self._by_name.items()):
-            if wanted.get(name) != endpoint.address:
+        wanted = {address.key: address for address in addresses}
+        for key, endpoint in list(self._by_key.items()):
+            address = wanted.get(key)
+            # A cordon changes nothing about the replica, so its cache and its requests stay with it.
+            if address is None or replace(address, cordoned=endpoint.cordoned) != endpoint.address:
                 self._remove(endpoint)
-        for name, address in wanted.items():
-            if name not in self._by_name:
+            else:
+                endpoint.address = address
+        for key, address in wanted.items():
+            if key not in self._by_key:
                 self._add(address)
         self.changed()
+
+    @property
+    def leaving(self) -> list[Endpoint]:
+        """Replicas no longer in the set that still have requests in flight."""
+        self._leaving = [endpoint for endpoint in self._leaving if endpoint.in_flight]
+        return self._leaving
 
     def changed(self) -> None:
         for callback in self.on_change:
@@ -147,13 +161,14 @@ class EndpointSet:
     def _add(self, address: Address) -> None:
         slot = next(i for i in range(len(self._slots) + 1) if i not in self._slots)
         self._slots.add(slot)
-        endpoint = self._by_name[address.name] = Endpoint(address, slot, self._make_pool(address))
+        endpoint = self._by_key[address.key] = Endpoint(address, slot, self._make_pool(address))
         for callback in self.on_add:
             callback(endpoint)
 
     def _remove(self, endpoint: Endpoint) -> None:
-        del self._by_name[endpoint.name]
+        del self._by_key[endpoint.address.key]
         endpoint.removed = True
+        self._leaving = [*self.leaving, endpoint]
         endpoint.pool.close()
         for callback in self.on_remove:
             callback(endpoint)

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import msgspec
 
 from shoal_router import replies
+from shoal_router.discovery import Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import NoReplicaReady, RouterDraining
 from shoal_router.listener import Listener
@@ -37,6 +38,7 @@ class Local:
     metrics: Metrics
     listener: Listener
     proxy: Proxy
+    discovery: Discovery
 
     def answer(self, path: str) -> Answer:
         """The answer to GET `path`. Raises RouterError."""
@@ -59,7 +61,10 @@ class Local:
         if self.listener.draining:
             raise RouterDraining("this router is shutting down; send requests to another one")
         ready = sum(endpoint.state is not State.ABSENT for endpoint in self.endpoints)
-        if not ready:
+        if self.discovery.synced is False:
+            raise NoReplicaReady("the cluster has not been listed yet; try again in a moment")
+        # In a cluster a router without replicas has work to do: it answers for models that have none.
+        if not ready and self.discovery.synced is None:
             raise NoReplicaReady(
                 f"none of {len(self.endpoints)} replicas is ready; wait for one to load its model"
             )
@@ -100,6 +105,7 @@ class Local:
             "name": endpoint.name,
             "address": endpoint.address.authority,
             "state": endpoint.state.value,
+            "cordoned": endpoint.cordoned,
             "models": [name for name, _ in report.models],
             "in_flight": endpoint.in_flight,
             "in_flight_from_others": endpoint.elsewhere,

@@ -1,7 +1,7 @@
-"""Which models there are and who serves them: the merge of all replicas' /v1/models. Sends nothing.
+"""Which models there are and who serves them: all replicas' /v1/models and the deployments together. Sends nothing.
 
-A model is known as long as one replica that served it is listed, ready or not: a client of a model that is
-restarting gets 503 and comes back, not 404.
+A model is known as long as a deployment names it or a replica that served it is listed, ready or not: a client
+of a model that is restarting gets 503 and comes back, not 404.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from shoal_router.discovery import Deployment
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import BadRequest, ModelNotFound, NoReplicaReady
 from shoal_router.standing import State
@@ -41,6 +42,7 @@ class ModelTable:
         self._endpoints = endpoints
         self._routable: dict[str, tuple[Endpoint, ...]] = {}
         self._known: dict[str, None] | None = None
+        self.deployments: tuple[Deployment, ...] = ()
 
     def changed(self) -> None:
         """A standing, a report or the membership has changed."""
@@ -51,6 +53,7 @@ class ModelTable:
         """Ids of all known models, sorted, as keys."""
         if self._known is None:
             names = {name for endpoint in self._endpoints for name, _ in endpoint.report.models}
+            names.update(name for deployment in self.deployments for name in deployment.models)
             self._known = dict.fromkeys(sorted(names))
         return self._known
 
@@ -60,6 +63,9 @@ class ModelTable:
         for endpoint in self._endpoints:
             for name, raw in endpoint.report.models:
                 entries.setdefault(name, msgspec.Raw(raw))
+        for name in self.known():
+            if name not in entries:
+                entries[name] = msgspec.Raw(_describe(name))
         return msgspec.json.encode({"object": "list", "data": list(entries.values())})
 
     def entry(self, model: str) -> bytes:
@@ -68,6 +74,8 @@ class ModelTable:
             for name, raw in endpoint.report.models:
                 if name == model:
                     return raw
+        if model in self.known():
+            return _describe(model)
         raise self._not_found(model)
 
     def routable(self, model: str) -> tuple[Endpoint, ...]:
@@ -98,13 +106,14 @@ class ModelTable:
     def _find(self, model: str) -> tuple[Endpoint, ...]:
         serving = [endpoint for endpoint in self._endpoints if endpoint.serves(model)]
         if not serving:
+            if model in self.known():
+                raise NoReplicaReady(f"no replica of '{model}' has loaded it yet; try later")
             raise self._not_found(model)
+        serving = [endpoint for endpoint in serving if not endpoint.cordoned]
         ready = [endpoint for endpoint in serving if endpoint.state in _ROUTABLE]
         left = ready or [endpoint for endpoint in serving if endpoint.state is State.SUSPECT]
         if not left:
-            raise NoReplicaReady(
-                f"none of {len(serving)} replicas of '{model}' is ready: loading, draining or down; try later"
-            )
+            raise NoReplicaReady(f"no replica of '{model}' is ready: loading, draining or down; try later")
         return tuple(left)
 
     def _not_found(self, model: str) -> ModelNotFound | NoReplicaReady:
@@ -115,3 +124,8 @@ class ModelTable:
         return ModelNotFound(
             f"there is no model '{shown}' here; there are: {', '.join(known)}", param="model"
         )
+
+
+def _describe(model: str) -> bytes:
+    """A model that no replica has described yet."""
+    return msgspec.json.encode({"id": model, "object": "model", "created": 0, "owned_by": "shoal"})

@@ -27,6 +27,9 @@ class RouterSettings:
     addresses: tuple[Address, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int = 9000  # where the operator reads the router's state, in a cluster
+    namespaces: tuple[str, ...] = ()  # searched for replicas when `addresses` is empty
+    selector: str = ""
     api_keys: tuple[bytes, ...] = ()
     connect_timeout_s: float = 1.0
     drain_timeout_s: float = 300.0
@@ -44,6 +47,9 @@ class RouterSettings:
             addresses=tuple(Address.from_url(url) for url in options.endpoint),
             host=options.host,
             port=options.port,
+            grpc_port=options.grpc_port,
+            namespaces=options.namespace,
+            selector=options.selector,
             api_keys=tuple(key.encode() for key in options.api_key),
             connect_timeout_s=options.connect_timeout_s,
             drain_timeout_s=options.drain_timeout_s,
