@@ -27,6 +27,7 @@ COMMANDS = {
     "router": Command(
         "shoal_router.__main__:main", "router", "Spread requests over engines by cached prefix"
     ),
+    "fetch": Command("shoal_engine.sources.fetch:main", "engine", "Bring a model into a cache directory"),
     "validate": Command("shoal_api.validate:main", "", "Check manifests as a cluster would"),
     "version": Command("shoal_api.cli:print_version", "", "Print the version"),
 }
