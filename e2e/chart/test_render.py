@@ -1,0 +1,168 @@
+"""What helm makes of the chart. Needs helm: env HELM, or on PATH; without it every test is skipped."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "shoal"
+HELM = os.environ.get("HELM") or shutil.which("helm")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "defaults": (),
+    "namespaces": ("--set", "namespaces={red,blue}"),
+    "everywhere": ("--set", "namespaces={*}"),
+    "everything": (
+        *("--set", "monitoring.podMonitor.enabled=true", "--set", "monitoring.prometheusRule.enabled=true"),
+        *("--set", "monitoring.dashboard.enabled=true", "--set", "leaderWorkerSets.enabled=true"),
+        *("--set", "router.optionsSecret=keys", "--set", "router.extraArgs={--max-retries=1}"),
+        *("--set", "imagePullSecrets={pull}", "--set", "router.nodeSelector.disk=ssd"),
+        *("--set-json", 'networkPolicy.metricsFrom=[{"namespaceSelector":{}}]'),
+    ),
+}
+CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+
+pytestmark = pytest.mark.skipif(HELM is None, reason="no helm")
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@functools.cache
+def rendered(variant: str) -> list[dict[str, Any]]:
+    command = [str(HELM), "template", "fleet", str(CHART), "--namespace", "system", *VARIANTS[variant]]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def of(variant: str, kind: str) -> list[dict[str, Any]]:
+    return [document for document in rendered(variant) if document["kind"] == kind]
+
+
+@variants
+def test_every_object_is_named_once_and_placed(variant: str) -> None:
+    places = [(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in rendered(variant)]
+    assert max(Counter(places).values()) == 1
+    for kind, namespace, _ in places:
+        assert (namespace is None) == (kind in CLUSTER_WIDE)
+
+
+@variants
+def test_pods_are_restricted(variant: str) -> None:
+    deployments = of(variant, "Deployment")
+    assert len(deployments) == 2
+    for deployment in deployments:
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["enableServiceLinks"] is False
+        assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        assert all(volume.keys() & {"emptyDir", "secret"} for volume in pod["volumes"])
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+
+
+@variants
+def test_selectors_find_their_pods(variant: str) -> None:
+    pods = [d["spec"]["template"]["metadata"]["labels"] for d in of(variant, "Deployment")]
+    own = [d["spec"]["selector"]["matchLabels"] for d in of(variant, "Deployment")]
+    own += [d["spec"]["selector"]["matchLabels"] for d in of(variant, "PodDisruptionBudget")]
+    own += [d["spec"]["selector"] for d in of(variant, "Service")]
+    for selector in own:
+        assert sum(selector.items() <= labels.items() for labels in pods) == 1
+
+
+@variants
+def test_rights_are_few(variant: str) -> None:
+    roles = of(variant, "Role") + of(variant, "ClusterRole")
+    rules = [rule for role in roles for rule in role["rules"]]
+    assert rules
+    for rule in rules:
+        assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
+        assert not {"secrets", "nodes", "pods/exec", "serviceaccounts", "namespaces"} & set(rule["resources"])
+        assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"])
+
+
+@variants
+def test_bindings_bind_roles_that_exist(variant: str) -> None:
+    accounts = {d["metadata"]["name"] for d in of(variant, "ServiceAccount")}
+    for binding_kind, kind in (("RoleBinding", "Role"), ("ClusterRoleBinding", "ClusterRole")):
+        roles = {(d["metadata"].get("namespace"), d["metadata"]["name"]) for d in of(variant, kind)}
+        bound = set()
+        for binding in of(variant, binding_kind):
+            assert binding["roleRef"]["kind"] == kind
+            bound.add((binding["metadata"].get("namespace"), binding["roleRef"]["name"]))
+            assert all(s["namespace"] == "system" and s["name"] in accounts for s in binding["subjects"])
+        assert bound == roles
+
+
+@pytest.mark.parametrize(
+    ("variant", "served", "cluster_roles"),
+    [("defaults", {"system"}, 0), ("namespaces", {"red", "blue"}, 0), ("everywhere", set(), 2)],
+)
+def test_rights_reach_the_served_namespaces_only(variant: str, served: set[str], cluster_roles: int) -> None:
+    roles = [d["metadata"] for d in of(variant, "Role") if d["metadata"]["name"] != "shoal-operator-home"]
+    assert {role["namespace"] for role in roles} == served
+    assert len(of(variant, "ClusterRole")) == cluster_roles
+
+
+@pytest.mark.parametrize(
+    ("variant", "served"),
+    [("defaults", ["system"]), ("namespaces", ["red", "blue"]), ("everywhere", ["*"])],
+)
+def test_programs_are_told_their_namespaces(variant: str, served: list[str]) -> None:
+    for deployment in of(variant, "Deployment"):
+        args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+        assert [a.removeprefix("--namespace=") for a in args if a.startswith("--namespace=")] == served
+
+
+def test_a_router_has_time_to_drain() -> None:
+    (router,) = (d for d in of("defaults", "Deployment") if d["metadata"]["name"] == "shoal-router")
+    pod = router["spec"]["template"]["spec"]
+    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    (drain,) = (a for a in pod["containers"][0]["args"] if a.startswith("--drain-timeout-s="))
+    assert pod["terminationGracePeriodSeconds"] > sleep + int(drain.partition("=")[2])
+    assert router["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_only_the_operator_reads_router_state() -> None:
+    (policy,) = (d for d in of("defaults", "NetworkPolicy") if d["metadata"]["name"] == "shoal-router")
+    (state,) = (rule for rule in policy["spec"]["ingress"] if {"port": 9000} in rule["ports"])
+    (peer,) = state["from"]
+    assert peer["podSelector"]["matchLabels"]["serving.shoal.dev/role"] == "operator"
+    assert "namespaceSelector" not in peer
+
+
+def test_the_crd_outlives_the_release() -> None:
+    (definition,) = of("defaults", "CustomResourceDefinition")
+    assert definition["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_alerts_and_dashboard_survive_templating() -> None:
+    (rule,) = of("everything", "PrometheusRule")
+    alerts = rule["spec"]["groups"][0]["rules"]
+    assert all(alert["expr"] and "{{ " in alert["annotations"]["summary"] + alert["annotations"]["description"]
+               for alert in alerts if alert["alert"] != "ShoalOperatorGone")  # fmt: skip
+    (dashboard,) = (d for d in of("everything", "ConfigMap") if d["metadata"]["name"] == "shoal-dashboard")
+    assert json.loads(dashboard["data"]["shoal.json"])["panels"]
+    assert {d["metadata"]["name"] for d in of("everything", "PodMonitor")} == {
+        f"shoal-{role}" for role in ("engine", "router", "operator")
+    }
+
+
+def test_a_mistake_in_values_is_refused() -> None:
+    command = [str(HELM), "template", "fleet", str(CHART), "--set", "router.replicas=0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert "replicas" in result.stderr
