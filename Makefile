@@ -38,4 +38,10 @@ bench: setup  ## Measure against the peers on this machine's CPU (builds llama.c
 	$(UV) pip install --python .venv/bin/python --group bench
 	$(RUN)python benchmarks/cpu_offline.py
 
-.PHONY: help setup demo test check generate format bench
+cluster:  ## A real single-node Kubernetes on this machine, for e2e (root; the first time builds it: 8 minutes)
+	@bash e2e/cluster/up.sh
+
+cluster-down:  ## End it and give the machine back
+	@bash e2e/cluster/down.sh
+
+.PHONY: help setup demo test check generate format bench cluster cluster-down

@@ -1,0 +1,84 @@
+#!/bin/bash
+# Ends the cluster and gives the machine back: no process, mount, link, route, chain, cgroup is left. What stays below
+# .cluster are the loaded images and the logs. Safe to repeat, and after a crash or a failed start.
+source "$(dirname "$0")/cluster.sh"
+[ "$(id -u)" = 0 ] || fail "it needs root: sudo make cluster-down"
+
+pods() { # by Kubernetes, as long as it answers: containers end in order
+    if alive kubelet && timeout 5 kubectl get --raw /readyz >/dev/null 2>&1; then
+        timeout 90 kubectl delete deployments,statefulsets,daemonsets,jobs,replicasets,pods --all -A \
+            --grace-period=1 --timeout=80s >/dev/null 2>&1 || say "  some pods did not end in time: they are killed"
+    fi
+    stop kubelet 10
+    stop kube-proxy 10
+    stop coredns 10
+}
+
+shims() { # the processes that hold a container for our containerd, by its socket
+    local entry command
+    for entry in /proc/[0-9]*; do
+        # A process may end while it is looked at.
+        command=$({ tr '\0' ' ' <"$entry/cmdline"; } 2>/dev/null || true)
+        case $command in *containerd-shim*" $SOCKET "*) echo "${entry#/proc/}" ;; esac
+    done
+}
+
+cgroups() { find /sys/fs/cgroup -depth -type d -path '*/kubepods*' 2>/dev/null || true; }
+
+leftovers() { # what a pod that did not end has left: its processes by its cgroup, then the shims
+    local attempt group
+    if [ ! -e "$STATE/containerd.toml" ]; then return; fi
+    for attempt in 1 2 3 4 5 6 7 8 9 10; do
+        for group in $(cgroups); do { xargs -r kill -9 <"$group/cgroup.procs"; } 2>/dev/null || true; done
+        shims | xargs -r kill -9 2>/dev/null || true
+        if [ -z "$(shims)" ]; then break; fi
+        sleep 0.2
+    done
+    sleep 0.2
+    cgroups | xargs -r rmdir 2>/dev/null || true
+}
+
+control_plane() {
+    stop kube-scheduler 5
+    stop kube-controller-manager 5
+    stop kube-apiserver 2 # left to itself it waits a minute for open watches
+    stop etcd 5
+    stop containerd 10
+}
+
+mounts() {
+    local point
+    awk -v below="$STATE/" 'index($2, below) == 1 {print $2}' /proc/mounts | tac | while read -r point; do
+        umount "$point" 2>/dev/null || umount -l "$point"
+    done
+}
+
+chains() { # kube-proxy's, kubelet's and the CNI plugins' rules; every other rule stays
+    local tool rules
+    for tool in iptables ip6tables; do
+        rules=$($tool-save 2>/dev/null || true)
+        case $rules in *KUBE-* | *CNI-*) grep -vE 'KUBE-|CNI-' <<<"$rules" | $tool-restore ;; esac
+    done
+}
+
+network() {
+    local link
+    for link in $POD_LINK $NODE_LINK; do ip link del $link 2>/dev/null || true; done
+    chains
+}
+
+files() { # `rm -rf .cluster` takes the images too
+    if [ -d "$STATE/kubelet" ]; then rm -f /var/lib/kubelet/device-plugins/kubelet{.sock,_internal_checkpoint}; fi
+    rm -rf "$STATE"/{etcd,kubelet,run,cni,opt,pki,kubeconfig,kubectl,bin,log/pods} "$SOCKET" "$SOCKET.ttrpc"
+    find /var/log/containers -lname "$STATE/*" -delete 2>/dev/null || true
+    rm -f /var/lib/cni/results/shoal-*
+    # Folders whose place is fixed in containerd, kubelet and the CNI library: only if nobody else has anything there.
+    rmdir /run/containerd/{runc/k8s.io,runc,s,} /var/lib/kubelet/{device-plugins,} /var/lib/cni/{results,} \
+        /var/log/containers 2>/dev/null || true
+}
+
+step "pods ended, kubelet and kube-proxy stopped" pods
+step "control plane and containerd stopped" control_plane
+step "remaining containers ended" leftovers
+step "mounts, links, routes and chains removed" eval 'mounts; network; files'
+say "Nothing of the cluster runs any more."
