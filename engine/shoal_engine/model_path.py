@@ -17,4 +17,16 @@ def local_path(model: str) -> Path:
     path = Path(rest if separator else model)
     if not path.exists():
         raise ModelLoadError(f"{path} does not exist; MODEL is a Hugging Face folder or a .gguf file")
-    return path
+    return _gguf_file(path) if path.is_dir() else path
+
+
+def _gguf_file(folder: Path) -> Path:
+    """The .gguf file of a folder that is for it alone, as `shoal fetch` leaves it; else the folder itself."""
+    files = sorted(folder.glob("*.gguf"))
+    if not files or any(folder.glob("*.safetensors")):
+        return folder
+    if len(files) > 1:
+        raise ModelLoadError(
+            f"{folder} holds {', '.join(file.name for file in files)}; name one of them behind the folder's name"
+        )
+    return files[0]
