@@ -1,6 +1,6 @@
 #!/bin/bash
-# Ends the cluster and gives the machine back: no process, mount, link, route, chain, cgroup is left. What stays below
-# .cluster are the loaded images and the logs. Safe to repeat, and after a crash or a failed start.
+# Ends the cluster and gives the machine back: no process, mount, link, route, chain or cgroup is left. Below .cluster
+# the loaded images and the logs stay (`rm -rf .cluster` takes them too). Safe to repeat, also after a failed start.
 source "$(dirname "$0")/cluster.sh"
 [ "$(id -u)" = 0 ] || fail "it needs root: sudo make cluster-down"
 
@@ -67,14 +67,19 @@ network() {
     chains
 }
 
-files() { # `rm -rf .cluster` takes the images too
-    if [ -d "$STATE/kubelet" ]; then rm -f /var/lib/kubelet/device-plugins/kubelet{.sock,_internal_checkpoint}; fi
-    rm -rf "$STATE"/{etcd,kubelet,run,cni,opt,pki,kubeconfig,kubectl,bin,log/pods} "$SOCKET" "$SOCKET.ttrpc"
-    find /var/log/containers -lname "$STATE/*" -delete 2>/dev/null || true
+files() { # ours in the folders whose place is fixed in containerd, kubelet and the CNI library, then the state folder
+    local task id
+    for task in "$STATE"/run/io.containerd.runtime.v2.task/k8s.io/*/; do # a container that was killed, not ended
+        id=$(basename "$task")
+        rm -rf "/run/containerd/runc/k8s.io/$id" /var/lib/cni/results/*-"$id"-*
+        if [ -f "$task/address" ]; then rm -f "$(sed 's,^unix://,,' "$task/address")"; fi
+    done
     rm -f /var/lib/cni/results/shoal-*
-    # Folders whose place is fixed in containerd, kubelet and the CNI library: only if nobody else has anything there.
+    find /var/log/containers -lname "$STATE/*" -delete 2>/dev/null || true
+    if [ -d "$STATE/kubelet" ]; then rm -f /var/lib/kubelet/device-plugins/kubelet{.sock,_internal_checkpoint}; fi
     rmdir /run/containerd/{runc/k8s.io,runc,s,} /var/lib/kubelet/{device-plugins,} /var/lib/cni/{results,} \
-        /var/log/containers 2>/dev/null || true
+        /var/log/containers 2>/dev/null || true # those that nobody else uses
+    rm -rf "$STATE"/{etcd,kubelet,run,cni,opt,pki,kubeconfig,kubectl,bin,log/pods} "$SOCKET" "$SOCKET.ttrpc"
 }
 
 step "pods ended, kubelet and kube-proxy stopped" pods
