@@ -99,7 +99,9 @@ class ApiServer:
                 headers={"content-type": content_type},
             )
         except httpx.HTTPError as error:
-            raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+            raise ApiError(
+                0, "Unreachable", f"{method} {path}: {str(error) or type(error).__name__}"
+            ) from error
         if response.is_error:
             raise _error(response.status_code, response.text, response.headers.get("retry-after"))
         found: Object = response.json()
@@ -118,7 +120,7 @@ class ApiServer:
                 async for line in response.aiter_lines():
                     yield json.loads(line)
         except httpx.HTTPError as error:
-            raise ApiError(0, "Unreachable", f"watch {path}: {error or type(error).__name__}") from error
+            raise ApiError(0, "Unreachable", f"watch {path}: {str(error) or type(error).__name__}") from error
 
 
 def _error(status: int, text: str, retry_after: str | None) -> ApiError:
