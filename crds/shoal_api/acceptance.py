@@ -12,7 +12,14 @@ from urllib.parse import unquote, urlsplit
 
 from shoal_api.fields import leaves
 from shoal_api.flags import option_of
-from shoal_api.names import MODELS_DIR, VOLUME_MODELS, VOLUME_OPTIONS, VOLUME_SHARED_MEMORY
+from shoal_api.names import (
+    MODELS_DIR,
+    VOLUME_MODELS,
+    VOLUME_OPTIONS,
+    VOLUME_SHARED_MEMORY,
+    VOLUME_SOURCE,
+    VOLUME_TMP,
+)
 from shoal_api.options import EngineOptions, ServeOptions
 from shoal_api.problems import Problem
 from shoal_api.quantity import amount
@@ -20,7 +27,7 @@ from shoal_api.schema import yaml_name
 from shoal_api.spec import LLMDeployment
 from shoal_api.status import Reason
 
-OWN_VOLUMES = (VOLUME_MODELS, VOLUME_OPTIONS, VOLUME_SHARED_MEMORY)
+OWN_VOLUMES = (VOLUME_MODELS, VOLUME_OPTIONS, VOLUME_SHARED_MEMORY, VOLUME_SOURCE, VOLUME_TMP)
 
 
 @dataclass(frozen=True, slots=True)

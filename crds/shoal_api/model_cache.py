@@ -36,10 +36,10 @@ def cache_path(uri: str, revision: str | None = None) -> str:
 
 
 def model_path(uri: str, revision: str | None = None) -> str:
-    """What a pod's `shoal serve` gets for `uri`: a directory, or for a uri that ends in .gguf that file.
+    """What a pod's `shoal serve` gets for `uri`.
 
-    file:// is the path as it is; pvc://CLAIM/PATH lies in the claim, mounted at SOURCE_DIR/CLAIM; all else lies in
-    MODELS_DIR/cache_path, a .gguf under its own name without the folders above it.
+    file:// is the path as it is; pvc://CLAIM/PATH lies in the claim, mounted at SOURCE_DIR/CLAIM; all else is the
+    folder MODELS_DIR/cache_path, which for a uri of one .gguf file holds that file alone.
     """
     parts = urlsplit(uri)
     path = unquote(parts.path)
@@ -47,5 +47,4 @@ def model_path(uri: str, revision: str | None = None) -> str:
         return path
     if parts.scheme == "pvc":
         return f"{SOURCE_DIR}/{parts.netloc}{path}".rstrip("/")
-    folder = f"{MODELS_DIR}/{cache_path(uri, revision)}"
-    return f"{folder}/{path.rsplit('/', 1)[-1]}" if path.endswith(".gguf") else folder
+    return f"{MODELS_DIR}/{cache_path(uri, revision)}"

@@ -264,7 +264,7 @@ def test_a_group_has_one_leader_that_serves():
         ("file:///models/a%20b.gguf", "/models/a b.gguf"),
         ("pvc://claim", "/source/claim"),
         ("pvc://claim/a/b", "/source/claim/a/b"),
-        ("s3://b/x/y.gguf", f"/models/{cache_path('s3://b/x/y.gguf')}/y.gguf"),
+        ("s3://b/x/y.gguf", f"/models/{cache_path('s3://b/x/y.gguf')}"),
         ("hf://a/b", f"/models/{cache_path('hf://a/b', 'main')}"),
     ],
 )
