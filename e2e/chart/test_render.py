@@ -95,6 +95,22 @@ def test_rights_are_few(variant: str) -> None:
 
 
 @variants
+def test_the_operator_may_do_what_its_calls_need(variant: str) -> None:
+    """Each pair is a call in cluster.py or of the watch; a missing one shows on a real API server only."""
+    roles = of(variant, "Role") + of(variant, "ClusterRole")
+    rules = [rule for d in roles if d["metadata"]["name"].startswith("shoal-operator") for rule in d["rules"]]
+    granted = {(r, verb) for rule in rules for r in rule["resources"] for verb in rule["verbs"]}
+    applied = ("services", "configmaps", "persistentvolumeclaims", "poddisruptionbudgets")
+    needed = {(kind, verb) for kind in applied for verb in ("get", "list", "create", "patch")}
+    needed |= {("pods", verb) for verb in ("get", "list", "create", "patch", "delete")}
+    needed |= {("llmdeployments", verb) for verb in ("get", "list", "watch")}
+    needed |= {("llmdeployments/status", "update"), ("llmdeployments/scale", "patch")}
+    needed |= {("leases", verb) for verb in ("get", "create", "update")}
+    needed |= {("events", "create"), ("horizontalpodautoscalers", "list"), ("configmaps", "delete")}
+    assert not needed - granted
+
+
+@variants
 def test_bindings_bind_roles_that_exist(variant: str) -> None:
     accounts = {d["metadata"]["name"] for d in of(variant, "ServiceAccount")}
     for binding_kind, kind in (("RoleBinding", "Role"), ("ClusterRoleBinding", "ClusterRole")):

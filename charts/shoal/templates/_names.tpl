@@ -44,7 +44,7 @@ capabilities:
   verbs: [get, list, watch, patch]
 - apiGroups: [serving.shoal.dev]
   resources: [llmdeployments/status]
-  verbs: [patch]
+  verbs: [update, patch]
 - apiGroups: [serving.shoal.dev]
   resources: [llmdeployments/scale]
   verbs: [get, patch, update]
