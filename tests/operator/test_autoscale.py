@@ -108,10 +108,23 @@ def test_a_peak_shorter_than_the_window_adds_nothing() -> None:
     assert run.ticks(4, work=60)[-1] == 6
 
 
+def test_a_dip_before_a_peak_removes_nothing() -> None:
+    run = watched(4, POLICY.model_copy(update={"scale_up": ScaleUp(stabilization_window_s=20)}))
+    assert [run.tick(work).replicas for work in (6, 60)] == [4, 4]
+
+
+def test_a_restart_in_a_peak_adds_nothing_within_the_window() -> None:
+    run = Run(POLICY.model_copy(update={"scale_up": ScaleUp(stabilization_window_s=20)}))
+    assert set(run.ticks(20, work=12)) == {1}
+    assert run.tick(work=12).replicas == 2
+
+
 def test_goes_down_one_by_one_after_the_window() -> None:
     run = watched(4)
     assert set(run.ticks(WINDOW_S - TICK_S, work=6)) == {4}
-    assert run.ticks(14, work=6)[-1] == 1
+    holds = [run.tick(work=6).hold for _ in range(4)]
+    assert holds == [None, "StepLimit", None, "StepLimit"]
+    assert run.ticks(6, work=6)[-1] == 1
     assert all(before - after <= 1 for before, after in zip(run.sizes, run.sizes[1:], strict=False))
 
 
@@ -160,7 +173,7 @@ def test_replicas_without_a_report_count_as_idle_when_going_up() -> None:
 
 def test_the_last_replica_goes_when_idle_and_comes_back_for_held_requests() -> None:
     run = Run(ZERO)
-    run.tick(work=3)
+    run.ticks(40, work=3)  # and then the routers forget when: what was seen here counts
     assert set(run.ticks(98, work=0)) == {1}
     assert run.tick(work=0).replicas == 0
     assert set(run.ticks(20, work=0)) == {0}
@@ -230,14 +243,21 @@ TICKS = st.lists(
 )
 
 
-@given(ticks=TICKS, low=st.integers(0, 4), more=st.integers(0, 10), start=st.integers(0, 20))
+@given(
+    ticks=TICKS,
+    low=st.integers(0, 4),
+    more=st.integers(0, 10),
+    start=st.integers(0, 20),
+    up_window_s=st.sampled_from([0, 5, 20]),
+)
 def test_never_outside_the_bounds_nor_down_on_a_guess(
-    ticks: list[dict[str, int]], low: int, more: int, start: int
+    ticks: list[dict[str, int]], low: int, more: int, start: int, up_window_s: int
 ) -> None:
     policy = POLICY.model_copy(
         update={
             "min_replicas": low,
             "max_replicas": max(1, low + more),
+            "scale_up": ScaleUp(stabilization_window_s=up_window_s),
             "scale_down": ScaleDown(stabilization_window_s=4, period_s=1),
         }
     )
