@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,6 +20,7 @@ from shoal_router.app import Router
 from shoal_router.discovery import Discovery, StaticDiscovery
 from shoal_router.kubernetes_discovery import KubernetesDiscovery
 from shoal_router.settings import RouterSettings
+from shoal_router.state_server import StateServer
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,14 @@ async def serve(settings: RouterSettings, discovery: Discovery) -> int:
     except OSError as error:
         log.error("cannot listen on %s:%d: %s; choose another --port", settings.host, settings.port, error)
         return ExitCode.ADDRESS
+    teller = StateServer(router, os.environ.get("POD_NAME") or socket.gethostname(), loop.time)
+    if discovery.synced is not None:  # without an operator there is nobody to tell
+        try:
+            await teller.start(settings.host, settings.grpc_port)
+        except OSError as error:
+            log.error("cannot listen for the operator: %s; choose another --grpc-port", error)
+            await router.stop(0.0)
+            return ExitCode.ADDRESS
     where = f"{len(settings.addresses)} replicas" if settings.addresses else "the cluster's replicas"
     log.info("listening on http://%s:%d for %s", settings.host, router.port, where)
     await stop.wait()
@@ -83,6 +94,7 @@ async def serve(settings: RouterSettings, discovery: Discovery) -> int:
     hurrying.cancel()
     if not draining.done():
         draining.cancel()
+    await teller.stop()
     return ExitCode.STOPPED
 
 

@@ -12,6 +12,7 @@ from itertools import count
 
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.connection import ClientConnection
+from shoal_router.demand import Demand
 from shoal_router.discovery import Address, Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import RouterError
@@ -40,7 +41,7 @@ class Router:
 
     def __init__(self, settings: RouterSettings, discovery: Discovery, *, rng: random.Random) -> None:
         self._settings = settings
-        self._discovery = discovery
+        self.discovery = discovery
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -50,11 +51,14 @@ class Router:
         self.endpoints = EndpointSet(self._make_pool)
         self.index = PrefixIndex()
         self.metrics = Metrics()
+        self.demand = Demand(now)
         self._ratios = BytesPerToken()
         self._models = ModelTable(self.endpoints)
         self._health = Health(settings.health, self.endpoints, now=now, on_restart=self._forget)
         placer = Placer(self._models, self.index, self._ratios, settings.routing, rng.randrange)
-        self._proxy = Proxy(settings.proxy, placer, self.metrics, observe=self._health.observe, now=now)
+        self._proxy = Proxy(
+            settings.proxy, placer, self.metrics, self.demand, observe=self._health.observe, now=now
+        )
         self._listener = Listener(
             settings.connection,
             vet=self._vet,
@@ -75,6 +79,11 @@ class Router:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._listener.draining
+
     async def start(self) -> None:
         """Listen and look for replicas. Raises OSError when the address cannot be had."""
         settings = self._settings
@@ -82,7 +91,7 @@ class Router:
             self._listener.make_connection, settings.host, settings.port, backlog=BACKLOG
         )
         self._sweeper = self._loop.create_task(self._sweep())
-        await self._discovery.start(self._reconcile)
+        await self.discovery.start(self._reconcile)
 
     async def stop(self, drain_timeout_s: float) -> bool:
         """Accept no more, let requests in progress end for at most so long.
@@ -100,7 +109,7 @@ class Router:
         self._sweeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._sweeper
-        await self._discovery.stop()
+        await self.discovery.stop()
         await self._health.stop()
         self.endpoints.reconcile(())
         await asyncio.sleep(0)  # closed transports tell their protocols in the next turn of the loop
@@ -153,7 +162,7 @@ class Router:
     # Replicas
 
     def _reconcile(self, addresses: Iterable[Address]) -> None:
-        self._models.deployments = self._discovery.deployments
+        self._models.deployments = self.discovery.deployments
         self.endpoints.reconcile(addresses)
 
     def _make_pool(self, address: Address) -> Pool:

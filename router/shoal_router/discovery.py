@@ -54,6 +54,7 @@ class Deployment:
     models: tuple[str, ...]
     hold_s: float = 0.0  # how long a request waits for a first replica; 0 refuses it at once
     max_held: int = 0
+    max_num_seqs: int = 0  # requests that one replica computes at once; 0 while unknown
 
 
 Changed = Callable[[Iterable[Address]], None]

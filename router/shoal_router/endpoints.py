@@ -26,6 +26,7 @@ class Report:
     kv_tokens: int = DEFAULT_KV_TOKENS
     running: int = 0
     waiting: int = 0
+    kv_usage: float = 0.0  # share of the cache in use, 0 to 1
     started_at_s: float = 0.0  # changes when the engine restarts
 
 
@@ -54,6 +55,7 @@ class Endpoint:
     authority: bytes = b""
     standing: Standing = standings.ABSENT
     report: Report = Report()
+    reported_s: float | None = None  # when its /metrics was last read, on the loop's clock
     in_flight: int = 0
     queued_tokens: float = 0.0
     waiting: dict[int, None] = field(

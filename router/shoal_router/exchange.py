@@ -285,5 +285,6 @@ class Exchange:
     def _close_books(self, status: int) -> None:
         proxy = self._proxy
         proxy.active.discard(self)
+        proxy.demand.ended(self._prompt.model)
         proxy.retrying -= self._history.retries > 0
         proxy.metrics.finished(self._prompt.model, status, proxy.now() - self._started_s)

@@ -28,6 +28,7 @@ MODELS_EVERY = 5  # health checks; and whenever a replica becomes ready
 
 _RUNNING = re.compile(rb"^vllm:num_requests_running(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_KV_USAGE = re.compile(rb"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _CACHE = re.compile(rb"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
 _STARTED = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _BLOCKS = re.compile(rb'num_gpu_blocks="(\d+)"')
@@ -41,11 +42,13 @@ def read_metrics(text: bytes, before: Report) -> Report:
         blocks, size = _BLOCKS.search(labels), _BLOCK_SIZE.search(labels)
         if blocks and size:
             kv_tokens += int(blocks[1]) * int(size[1])
+    usage = [float(value) for value in _KV_USAGE.findall(text)]
     started = [float(value) for value in _STARTED.findall(text)]
     return replace(
         before,
         running=_sum(_RUNNING, text),
         waiting=_sum(_WAITING, text),
+        kv_usage=max(usage, default=0.0),
         kv_tokens=kv_tokens or before.kv_tokens,
         started_at_s=started[0] if started else before.started_at_s,
     )
@@ -171,6 +174,7 @@ class Health:
             metrics = await self._fetch(endpoint, "/metrics")
             if metrics.status == 200:
                 report = read_metrics(metrics.body, report)
+                endpoint.reported_s = self._now()
             if ask_models:
                 models = await self._fetch(endpoint, "/v1/models")
                 if models.status == 200:

@@ -62,6 +62,7 @@ def deployment_of(found: Object) -> Deployment:
         (parsed.served_model, *(adapter.name for adapter in spec.adapters)),
         hold_s=cold.hold_s if holds else 0.0,
         max_held=cold.max_queued if holds else 0,
+        max_num_seqs=spec.engine.max_num_seqs or 0,
     )
 
 

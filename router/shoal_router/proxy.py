@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shoal_router.connection import ClientConnection
+from shoal_router.demand import Demand
 from shoal_router.endpoints import Endpoint
 from shoal_router.exchange import Exchange
 from shoal_router.metrics import Metrics
@@ -34,6 +35,7 @@ class Proxy:
         settings: ProxySettings,
         placer: Placer,
         metrics: Metrics,
+        demand: Demand,
         *,
         observe: Callable[[Endpoint, Outcome], None],
         now: Callable[[], float],
@@ -41,6 +43,7 @@ class Proxy:
         self.settings = settings
         self.placer = placer
         self.metrics = metrics
+        self.demand = demand
         self.observe = observe
         self.now = now
         self.active: set[Exchange] = set()
@@ -50,6 +53,7 @@ class Proxy:
         """Proxy one request; the client gets a reply or an error."""
         exchange = Exchange(self, client, request, prompt)
         self.active.add(exchange)
+        self.demand.arrived(prompt.model)
         client.answered_by(exchange)
         exchange.attempt()
 

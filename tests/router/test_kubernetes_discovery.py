@@ -136,7 +136,7 @@ def test_model_without_replicas_is_known_and_the_router_is_ready(run: Run) -> No
             assert (await c.ask(get("/v1/models/m"))).json["id"] == "m"
             assert (await c.ask(get("/ready"))).json == {"status": "ready", "replicas": 0}
             cluster.remove(DEPLOYMENTS, "default/m")
-            await until(lambda: not c.router._discovery.deployments)
+            await until(lambda: not c.router.discovery.deployments)
 
     run(scenario())
 
@@ -149,7 +149,7 @@ def test_router_is_not_ready_before_it_has_seen_the_cluster(run: Run) -> None:
             await until(lambda: bool(cluster.asked))
             assert (await c.ask(get("/ready"))).status == 503
             cluster.available = True
-            await until(lambda: c.router._discovery.synced is True)
+            await until(lambda: c.router.discovery.synced is True)
             assert (await c.ask(get("/ready"))).status == 200
 
     run(scenario())
