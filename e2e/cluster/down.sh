@@ -3,6 +3,10 @@
 # the loaded images and the logs stay (`rm -rf .cluster` takes them too). Safe to repeat, also after a failed start.
 source "$(dirname "$0")/cluster.sh"
 [ "$(id -u)" = 0 ] || fail "it needs root: sudo make cluster-down"
+if [ ! -d "$STATE/pki" ]; then # it is made before anything else and goes last: never touch what another checkout runs
+    say "No cluster of this checkout runs."
+    exit
+fi
 
 pods() { # by Kubernetes, as long as it answers: containers end in order
     if alive kubelet && timeout 5 kubectl get --raw /readyz >/dev/null 2>&1; then
@@ -23,11 +27,12 @@ shims() { # the processes that hold a container for our containerd, by its socke
     done
 }
 
-cgroups() { find /sys/fs/cgroup -depth -type d -path '*/kubepods*' 2>/dev/null || true; }
+cgroups() { # kubelet's, of cgroup v2 or of every v1 controller; never those of a cluster inside a container (kind)
+    find /sys/fs/cgroup/kubepods /sys/fs/cgroup/*/kubepods -depth -type d 2>/dev/null || true
+}
 
 leftovers() { # what a pod that did not end has left: its processes by its cgroup, then the shims
     local attempt group
-    if [ ! -e "$STATE/containerd.toml" ]; then return; fi
     for attempt in 1 2 3 4 5 6 7 8 9 10; do
         for group in $(cgroups); do { xargs -r kill -9 <"$group/cgroup.procs"; } 2>/dev/null || true; done
         shims | xargs -r kill -9 2>/dev/null || true
@@ -76,10 +81,11 @@ files() { # ours in the folders whose place is fixed in containerd, kubelet and 
     done
     rm -f /var/lib/cni/results/shoal-*
     find /var/log/containers -lname "$STATE/*" -delete 2>/dev/null || true
-    if [ -d "$STATE/kubelet" ]; then rm -f /var/lib/kubelet/device-plugins/kubelet{.sock,_internal_checkpoint}; fi
+    rm -f /var/lib/kubelet/device-plugins/kubelet{.sock,_internal_checkpoint}
     rmdir /run/containerd/{runc/k8s.io,runc,s,} /var/lib/kubelet/{device-plugins,} /var/lib/cni/{results,} \
         /var/log/containers 2>/dev/null || true # those that nobody else uses
-    rm -rf "$STATE"/{etcd,kubelet,run,cni,opt,pki,kubeconfig,kubectl,bin,log/pods} "$SOCKET" "$SOCKET.ttrpc"
+    rm -rf "$STATE"/{etcd,kubelet,run,cni,opt,kubeconfig,kubectl,bin,log/pods} "$SOCKET" "$SOCKET.ttrpc"
+    rm -rf "$STATE/pki"
 }
 
 step "pods ended, kubelet and kube-proxy stopped" pods
