@@ -40,9 +40,13 @@ def source_of(uri: str, revision: str | None, environ: Mapping[str, str]) -> Sou
         from shoal_engine.sources.hf import HubModel
 
         return HubModel(uri, revision, environ)
+    if scheme == "oci":
+        from shoal_engine.sources.oci import Artifact
+
+        return Artifact(uri)
     if scheme in ("file", "pvc") or not separator:
         raise FetchError(f"{uri} is read where it lies; there is nothing to fetch")
-    raise FetchError(f"{scheme}:// cannot be fetched by this version; it knows hf://")
+    raise FetchError(f"{scheme}:// cannot be fetched by this version; it knows hf:// and oci://")
 
 
 def _fetch(
@@ -73,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="shoal fetch",
         description="Bring a model into a cache directory; go on where an earlier fetch stopped.",
     )
-    parser.add_argument("uri", metavar="URI", help="hf://ORG/NAME, or a folder or file inside it")
+    parser.add_argument(
+        "uri", metavar="URI", help="hf://ORG/NAME[/FOLDER-OR-FILE] or oci://REGISTRY/IMAGE[:TAG|@DIGEST]"
+    )
     parser.add_argument("--revision", help="branch, tag or commit; main when unset")
     parser.add_argument(
         "--cache-dir", type=Path, required=True, help="folder that holds one folder per model"

@@ -13,12 +13,9 @@ from urllib.parse import quote
 import httpx
 
 from shoal_engine.sources.remote import BrokenTransfer, FetchError, RemoteFile, wanted
+from shoal_engine.sources.transfer import new_client, ranged, refuse_failure, words
 
 ENDPOINT = "https://huggingface.co"
-TIMEOUT = httpx.Timeout(
-    30.0, connect=10.0
-)  # seconds; without a byte for so long, a connection counts as broken
-PASSING = {408, 425, 429}  # and every 5xx
 
 
 class HubModel:
@@ -32,11 +29,9 @@ class HubModel:
         self._inside = "/".join(parts[2:])
         self._revision = revision or "main"
         self._endpoint = (environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
-        self._has_token = bool(token := environ.get("HF_TOKEN", "").strip())
-        headers = {"User-Agent": "shoal", "Accept-Encoding": "identity"}  # Range counts the bytes as stored
-        if self._has_token:
-            headers["Authorization"] = f"Bearer {token}"  # httpx keeps it from other hosts on a redirect
-        self._client = httpx.Client(headers=headers, timeout=TIMEOUT, follow_redirects=True)
+        token = environ.get("HF_TOKEN", "").strip()
+        self._hint = "HF_TOKEN may not read it" if token else "set HF_TOKEN (spec.model.tokenSecretRef)"
+        self._client = new_client({"Authorization": f"Bearer {token}"} if token else {})
 
     def files(self) -> tuple[RemoteFile, ...]:
         """The files at the commit that the revision names now; one commit, even if the branch moves meanwhile."""
@@ -44,28 +39,17 @@ class HubModel:
         url = f"{self._endpoint}/api/models/{self._repository}/revision/{revision}?blobs=true"
         try:
             response = self._client.get(url)
-            self._check(response)
+            refuse_failure(response, f"{self._repository} at {self._revision}", self._hint)
             answer = response.json()
             commit, siblings = str(answer["sha"]), {str(one["rfilename"]): one for one in answer["siblings"]}
         except httpx.HTTPError as error:
-            raise BrokenTransfer(f"{self._endpoint}: {_words(error)}") from error
+            raise BrokenTransfer(f"{self._endpoint}: {words(error)}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise FetchError(f"{url} did not answer as a Hugging Face Hub does: {error!r}") from error
         return tuple(self._file(path, siblings[path], commit) for path in self._paths(set(siblings)))
 
     def read(self, file: RemoteFile, offset: int) -> Generator[bytes, None, None]:
-        """The bytes from `offset`; a server that knows no Range sends all, and the beginning is dropped."""
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        try:
-            with self._client.stream("GET", file.address, headers=headers) as response:
-                self._check(response)
-                skip = 0 if response.status_code == httpx.codes.PARTIAL_CONTENT else offset
-                for chunk in response.iter_raw():
-                    if rest := chunk[skip:]:
-                        yield rest
-                    skip = max(0, skip - len(chunk))
-        except httpx.HTTPError as error:
-            raise BrokenTransfer(f"{file.name}: {_words(error)}") from error
+        return ranged(self._client, file, offset, self._hint)
 
     def _paths(self, paths: set[str]) -> list[str]:
         """What the engine reads of the repository, of one folder or of one file of it. FetchError: nothing."""
@@ -90,26 +74,3 @@ class HubModel:
             digest = f"git:{about['blobId']}"
         address = f"{self._endpoint}/{self._repository}/resolve/{commit}/{quote(path)}"
         return RemoteFile(path.rpartition("/")[2], size, digest, address)
-
-    def _check(self, response: httpx.Response) -> None:
-        """Nothing for a success; FetchError for what will not change, BrokenTransfer for what may."""
-        code, model = response.status_code, f"{self._repository} at {self._revision}"
-        if response.is_success:
-            return
-        if code in PASSING or code >= 500:
-            asked = response.headers.get("Retry-After", "")
-            raise BrokenTransfer(
-                f"{response.url.host} answered {code}", float(asked) if asked.isdigit() else None
-            )
-        if code in (401, 403):
-            hint = (
-                "HF_TOKEN may not read it" if self._has_token else "set HF_TOKEN (spec.model.tokenSecretRef)"
-            )
-            raise FetchError(f"{model} is private, gated or does not exist (HTTP {code}): {hint}")
-        if code == 404:
-            raise FetchError(f"{model} does not exist (HTTP 404)")
-        raise FetchError(f"{response.url.host} answered {code} for {model}")
-
-
-def _words(error: httpx.HTTPError) -> str:
-    return str(error) or type(error).__name__
