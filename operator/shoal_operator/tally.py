@@ -73,7 +73,7 @@ def tally(world: World, revision: str, previous: Mapping[str, Any]) -> Tally:
     updated = tuple(each for each in alive if each.revision == revision)
     ready = sum(each.ready for each in alive)
     routable = _routable(world, alive, ready, previous)
-    serving = sum(_is_routable(world, each) for each in updated)
+    serving = sum(_is_routable(world, each) and _is_available(world, each) for each in updated)
     # A revision that once came through stays so: a replica lost later is no rollout.
     came_through = previous.get("currentRevision") == revision or serving >= desired
     return Tally(

@@ -69,6 +69,7 @@ CASES: list[tuple[str, str, str, World]] = [
     ("Progressing", "True", "NewRevision", world(serving("a"), serving("b", OLD))),
     ("Progressing", "True", "NewRevision", world(*TWO, serving("c", OLD, draining_since_s=NOW))),
     ("Progressing", "True", "RolloutComplete", world(*TWO, serving("c", OLD, terminating_since_s=NOW))),
+    ("Progressing", "True", "NewRevision", world(*TWO, spec={"rollout": {"minReadySeconds": 401}})),
     ("Progressing", "Unknown", "Paused", world(serving("b", OLD), spec={"rollout": {"paused": True}})),
     (
         "Progressing",
