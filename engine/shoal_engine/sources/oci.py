@@ -41,9 +41,7 @@ class AnonymousToken(httpx.Auth):
         with new_client({}) as client:
             answer = client.get(fields.pop("realm", ""), params=fields)
             refuse_failure(answer, str(request.url), HINT)
-        token = answer.json()
-        fresh = f"Bearer {token.get('token') or token.get('access_token')}"
-        self._header = request.headers["Authorization"] = fresh
+        self._header = request.headers["Authorization"] = f"Bearer {_token(answer)}"
         yield request
 
 
@@ -94,6 +92,14 @@ class Artifact:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or not isinstance(size, int):
             raise FetchError(f"{self._uri}: the layer {name} has no sha256 digest or no size")
         return RemoteFile(name, size, digest, f"{self._base}/blobs/{digest}")
+
+
+def _token(answer: httpx.Response) -> str:
+    try:
+        fields = answer.json()
+        return str(fields.get("token") or fields["access_token"])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise FetchError(f"{answer.url.host} gave no token: {HINT}") from error
 
 
 def _name(layer: Mapping[str, Any]) -> str:

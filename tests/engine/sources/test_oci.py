@@ -34,7 +34,7 @@ def manifest(files, kind="application/octet-stream"):
 
 
 @contextmanager
-def registry(answers, uses_per_token=None):
+def registry(answers, uses_per_token=None, token_key="token"):
     """Serves `answers` by path. With `uses_per_token`: a token is needed, and is good for so many requests."""
     left = {}
 
@@ -43,7 +43,7 @@ def registry(answers, uses_per_token=None):
             here = f"http://{self.headers['Host']}"
             if self.path.startswith("/token?service=s&scope=pull"):
                 left[f"Bearer t{len(left)}"] = uses_per_token
-                self.answer(200, json.dumps({"token": f"t{len(left) - 1}"}).encode())
+                self.answer(200, json.dumps({token_key: f"t{len(left) - 1}"}).encode())
                 return
             key = self.headers["Authorization"]
             if uses_per_token is not None:
@@ -94,6 +94,14 @@ def test_an_expired_token_is_replaced():
     with registry(answers(manifest(FILES)), uses_per_token=1) as host:
         source = Artifact(f"oci://{host}/org/model")
         assert {file.name: b"".join(source.read(file, 0)) for file in source.files()} == FILES
+
+
+def test_a_token_service_that_gives_none(tmp_path):
+    with (
+        registry(answers(manifest(FILES)), 1, token_key="other") as host,
+        pytest.raises(FetchError, match="no token"),
+    ):
+        load(f"oci://{host}/org/model", tmp_path)
 
 
 def test_a_tag_and_a_digest_name_the_manifest(tmp_path):
