@@ -24,12 +24,11 @@ from shoal_operator.pod_volumes import engine_mounts, fetched_sources, loader_mo
 STARTUP_PERIOD_S = 2
 STARTUP_LIMIT_S = 2 * 3600
 
+# User and seccomp profile are the pod's, where the user's podTemplate.securityContext can change them.
 SECURITY: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
-    "runAsNonRoot": True,
-    "seccompProfile": {"type": "RuntimeDefault"},
 }
 
 Fields = dict[str, Any]

@@ -74,6 +74,7 @@ def test_restricted_profile(example, specs):
         assert "sysctls" not in spec["securityContext"]
         for container in spec["containers"] + spec["initContainers"]:
             security = container["securityContext"]
+            assert not {"runAsNonRoot", "runAsUser", "seccompProfile"} & set(security), "the pod's hold"
             assert security["allowPrivilegeEscalation"] is False
             assert security["capabilities"] == {"drop": ["ALL"]}
             assert security["readOnlyRootFilesystem"] is True
