@@ -17,6 +17,7 @@ from shoal_router.discovery import Address, Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import RouterError
 from shoal_router.health import Health
+from shoal_router.held import Held
 from shoal_router.listener import Listener
 from shoal_router.local import Local
 from shoal_router.metrics import Metrics
@@ -56,8 +57,15 @@ class Router:
         self._models = ModelTable(self.endpoints)
         self._health = Health(settings.health, self.endpoints, now=now, on_restart=self._forget)
         placer = Placer(self._models, self.index, self._ratios, settings.routing, rng.randrange)
+        self._held = Held(self._models, self.demand, now)
         self._proxy = Proxy(
-            settings.proxy, placer, self.metrics, self.demand, observe=self._health.observe, now=now
+            settings.proxy,
+            placer,
+            self.metrics,
+            self.demand,
+            self._held,
+            observe=self._health.observe,
+            now=now,
         )
         self._listener = Listener(
             settings.connection,
@@ -72,6 +80,7 @@ class Router:
         self.endpoints.on_add.append(lambda endpoint: self.index.add(endpoint.slot, self._blocks(endpoint)))
         self.endpoints.on_remove.append(lambda endpoint: self.index.remove(endpoint.slot))
         self.endpoints.on_change.append(self._models.changed)
+        self.endpoints.on_change.append(self._held.changed)
 
     @property
     def port(self) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from shoal_router.connection import ClientConnection
 from shoal_router.endpoints import Endpoint
-from shoal_router.errors import BadReply, ReplicaLost, ReplicaTimeout, RouterError
+from shoal_router.errors import BadReply, NoReplicaReady, ReplicaLost, ReplicaTimeout, RouterError
 from shoal_router.failure import Failure, error_of
 from shoal_router.placement import Placement
 from shoal_router.prompt import Prompt, Work
@@ -80,7 +80,9 @@ class Exchange:
         try:
             placement = self._placement = self._proxy.placer.place(self._prompt, self._tried)
         except RouterError as error:
-            self._give_up(self._failure or error)
+            new = self._failure is None and isinstance(error, NoReplicaReady)
+            if not (new and self._proxy.held.hold(self, self._prompt.model)):
+                self.refuse(self._failure or error)
             return
         # After a stale connection a fresh one: the others in the pool may be as old.
         pool = placement.endpoint.pool
@@ -125,7 +127,7 @@ class Exchange:
         self._failure = error_of(failure, endpoint.name, cause)
         limits = proxy.settings.retries
         if not may_retry(failure, past, limits, active=len(proxy.active), retrying=others_retrying):
-            self._give_up(self._failure)
+            self.refuse(self._failure)
             return
         self._history = past.after(failure)
         if failure is not Failure.STALE:
@@ -142,7 +144,8 @@ class Exchange:
         placement.endpoint.discharge(placement.uncached_tokens, placement.stamp)
         return placement.endpoint
 
-    def _give_up(self, error: RouterError) -> None:
+    def refuse(self, error: RouterError) -> None:
+        """The client gets an error instead of a reply."""
         self._close_books(error.status)
         self._client.fail(error)
 
@@ -274,7 +277,7 @@ class Exchange:
             self._failed(Failure.TIMEOUT)
         else:
             self._end_attempt()
-            self._give_up(ReplicaTimeout(late.value))
+            self.refuse(ReplicaTimeout(late.value))
 
     # Accounts
 
@@ -285,6 +288,7 @@ class Exchange:
     def _close_books(self, status: int) -> None:
         proxy = self._proxy
         proxy.active.discard(self)
+        proxy.held.drop(self)
         proxy.demand.ended(self._prompt.model)
         proxy.retrying -= self._history.retries > 0
         proxy.metrics.finished(self._prompt.model, status, proxy.now() - self._started_s)

@@ -53,9 +53,9 @@ def deployment_of(found: Object) -> Deployment:
     parsed = LLMDeployment.parse(found)
     spec = parsed.spec
     scaling, cold = spec.autoscaling, spec.routing.cold_start
-    # Only a deployment that will grow because somebody waits may let them wait.
-    asleep = scaling is not None and scaling.enabled and scaling.min_replicas == 0
-    holds = asleep and not spec.suspend and parsed.desired_replicas == 0
+    # Only a deployment that grows because somebody waits lets them wait, also while its first replica loads.
+    sleeps = scaling is not None and scaling.enabled and scaling.min_replicas == 0
+    holds = sleeps and not spec.suspend
     return Deployment(
         parsed.namespace,
         parsed.name,

@@ -12,6 +12,7 @@ from shoal_router.connection import ClientConnection
 from shoal_router.demand import Demand
 from shoal_router.endpoints import Endpoint
 from shoal_router.exchange import Exchange
+from shoal_router.held import Held
 from shoal_router.metrics import Metrics
 from shoal_router.placement import Placer
 from shoal_router.prompt import Prompt
@@ -36,6 +37,7 @@ class Proxy:
         placer: Placer,
         metrics: Metrics,
         demand: Demand,
+        held: Held,
         *,
         observe: Callable[[Endpoint, Outcome], None],
         now: Callable[[], float],
@@ -44,6 +46,7 @@ class Proxy:
         self.placer = placer
         self.metrics = metrics
         self.demand = demand
+        self.held = held
         self.observe = observe
         self.now = now
         self.active: set[Exchange] = set()
@@ -59,6 +62,7 @@ class Proxy:
 
     def sweep(self) -> None:
         """Enforce timeouts; call it about once a second."""
+        self.held.sweep()
         now = self.now()
         for exchange in list(self.active):
             exchange.check_timeouts(now)

@@ -204,7 +204,9 @@ def test_unreachable_pods_have_no_address() -> None:
 def test_only_a_deployment_that_wakes_by_itself_holds_requests() -> None:
     asleep = {"minReplicas": 0, "maxReplicas": 2}
     assert deployment_of(llm("m", replicas=0)).max_held == 0
-    assert deployment_of(llm("m", replicas=1, autoscaling=asleep)).max_held == 0
+    awake = {"minReplicas": 1, "maxReplicas": 2}
+    assert deployment_of(llm("m", replicas=1, autoscaling=awake)).max_held == 0
+    assert deployment_of(llm("m", replicas=1, autoscaling=asleep)).max_held == 256, "it is waking up"
     assert deployment_of(llm("m", replicas=0, suspend=True, autoscaling=asleep)).max_held == 0
     held = deployment_of(llm("m", replicas=0, autoscaling=asleep, model={"uri": "file:///m", "name": "n"}))
     assert (held.max_held, held.hold_s, held.models) == (256, 600.0, ("n",))
