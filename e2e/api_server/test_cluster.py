@@ -93,12 +93,12 @@ async def test_a_drain_begins_is_taken_back_and_hits_the_pod_it_means(api: ApiSe
     cluster = Cluster(api)
     made = await cluster.create(pod(namespace))
     uid, since = made["metadata"]["uid"], datetime.now(UTC).isoformat()
-    drained = await cluster.set_drain("Pod", namespace, "p-0", uid, since)
+    drained = await cluster.annotate("Pod", namespace, "p-0", uid, ANNOTATION_DRAIN, since)
     assert drained["metadata"]["annotations"] == {ANNOTATION_DRAIN: since}
-    back = await cluster.set_drain("Pod", namespace, "p-0", uid, None)
+    back = await cluster.annotate("Pod", namespace, "p-0", uid, ANNOTATION_DRAIN, None)
     assert not back["metadata"].get("annotations")
     with pytest.raises(ApiError) as caught:
-        await cluster.set_drain("Pod", namespace, "p-0", str(uuid4()), since)
+        await cluster.annotate("Pod", namespace, "p-0", str(uuid4()), ANNOTATION_DRAIN, since)
     assert caught.value.status == 422
     assert not (await cluster.owned("Pod", namespace, "p"))[0]["metadata"].get("annotations")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from shoal_api.kube import APPLY_PATCH, MERGE_PATCH, ApiError, ApiServer, Object
 from shoal_api.names import (
-    ANNOTATION_DRAIN,
     API_VERSION,
     FIELD_MANAGER_AUTOSCALER,
     FIELD_MANAGER_OPERATOR,
@@ -95,22 +94,29 @@ class Cluster:
             content_type=APPLY_PATCH,
         )
 
-    async def set_drain(self, kind: str, namespace: str, name: str, uid: str, since: str | None) -> Object:
-        """Cordon one replica since an RFC 3339 time, or take that back (None).
+    async def annotate(
+        self, kind: str, namespace: str, name: str, uid: str, annotation: str, value: str | None
+    ) -> Object:
+        """Set one annotation, or take it away (None).
 
-        When it is another one by now the API server says 422 (metadata.uid is immutable), and nothing is changed.
+        When it is another object by now the API server says 422 (metadata.uid is immutable), and nothing is changed.
         """
-        metadata = {"uid": uid, "annotations": {ANNOTATION_DRAIN: since}}
+        metadata = {"uid": uid, "annotations": {annotation: value}}
         return await self._merge(
             path_of(kind, namespace, name), {"metadata": metadata}, FIELD_MANAGER_OPERATOR
         )
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete exactly this object; gone already is well, another one of its name is 409."""
+    async def delete(
+        self, kind: str, namespace: str, name: str, uid: str, resource_version: str | None = None
+    ) -> None:
+        """Delete exactly this object (as it was read); gone already is well, another or a changed one is 409."""
+        preconditions = {"uid": uid}
+        if resource_version is not None:
+            preconditions["resourceVersion"] = resource_version
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
-            "preconditions": {"uid": uid},
+            "preconditions": preconditions,
             "propagationPolicy": "Background",
         }
         try:

@@ -1,0 +1,242 @@
+"""One look at one LLMDeployment: read everything anew, decide, do the next actions, report. Level-triggered.
+
+Called for any reason and as often as one likes; what is as it should be gets no write. Decisions are plan.py's and
+status.py's, calls are cluster.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from shoal_api.acceptance import rejections
+from shoal_api.kube import ApiError, Object
+from shoal_api.names import ANNOTATION_ACTIVATED, ANNOTATION_DRAIN, LABEL_REVISION
+from shoal_api.router_state_pb2 import State
+from shoal_api.spec import LLMDeployment
+from shoal_operator.cluster import LWS_API, Cluster
+from shoal_operator.desired import config_map, desired_objects
+from shoal_operator.leader_worker_set import render_group
+from shoal_operator.observe import replica_of, traffic_of
+from shoal_operator.plan import Action, CreateReplica, Delete, Plan, Undrain, plan
+from shoal_operator.pod import render
+from shoal_operator.revision import revision_of
+from shoal_operator.status import progress_deadline_s, status
+from shoal_operator.timestamps import rfc3339, seconds_of
+from shoal_operator.world import Demand, Replica, Revision, World
+
+log = logging.getLogger(__name__)
+
+ALREADY_EXISTS = "AlreadyExists"
+REFUSED = (400, 403, 422)  # what an API server answers to a pod that it will never take
+
+
+class Routers(Protocol):
+    """What the routers say; router_links.py in production."""
+
+    @property
+    def expected(self) -> int: ...
+
+    def fresh(self) -> list[State]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileSettings:
+    engine_image: str
+    router_url: str
+    operator_version: str
+
+
+class Reconciler:
+    """Reconciles by `namespace/name`; `clock` is seconds since the epoch."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        routers: Routers,
+        settings: ReconcileSettings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._cluster = cluster
+        self._routers = routers
+        self._settings = settings
+        self._clock = clock
+
+    async def reconcile(self, key: str) -> float | None:
+        """Returns in how many seconds to look again without cause. Raises ApiError and InvalidManifest."""
+        namespace, name = key.split("/")
+        found = await self._cluster.get("LLMDeployment", namespace, name)
+        if found is None or found["metadata"].get("deletionTimestamp"):
+            return None  # what it owns is garbage collected
+        deployment = LLMDeployment.parse(found)
+        wanted = revision_of(deployment)
+        world = await self._observe(deployment)
+        rejected = await self._rejected(deployment, wanted, world)
+        if rejected is None:
+            world = await self._prepare(deployment, wanted, world)
+        else:
+            world = replace(world, rejected=rejected)
+        # A spec that cannot be run changes nothing of what serves: it stays with the last one that could.
+        served = wanted if rejected is None else _last_activated(world)
+        todo = plan(world, served) if served else Plan()
+        for action in todo.actions:
+            await self._act(world, action)
+        previous = found.get("status", {})
+        await self._report(found, status(world, wanted, previous, self._settings.router_url))
+        deadline_s = progress_deadline_s(world, wanted, previous)
+        soon = [todo.requeue_after_s, None if deadline_s is None else deadline_s - world.now_s]
+        return min((max(0.1, each) for each in soon if each is not None), default=None)
+
+    async def _observe(self, deployment: LLMDeployment) -> World:
+        namespace, name = deployment.namespace, deployment.name
+        pods = await self._cluster.owned("Pod", namespace, name)
+        maps = await self._cluster.owned("ConfigMap", namespace, name)
+        states = [state for state in self._routers.fresh() if state.synced]
+        uid = deployment.metadata.uid
+        return World(
+            deployment,
+            self._clock(),
+            replicas=tuple(
+                replica_of(pod, traffic_of(states, pod["metadata"]["uid"]))
+                for pod in pods
+                if _owner(pod) == uid
+            ),
+            revisions=_revisions(each for each in maps if _owner(each) == uid),
+            routers_expected=self._routers.expected,
+            routers_fresh=sum(not state.draining for state in states),
+            demand=_demand(deployment, states),
+            lws_served=deployment.pods_per_replica > 1 and await self._cluster.served(LWS_API),
+        )
+
+    async def _rejected(self, deployment: LLMDeployment, wanted: str, world: World) -> tuple[str, str] | None:
+        """Reason and message; asks the API server once for each new revision, by a dry run."""
+        for rejection in rejections(deployment):
+            return rejection.reason, str(rejection.problem)
+        if deployment.pods_per_replica > 1 and not world.lws_served:
+            return (
+                "MultiNodeRequiresLWS",
+                "a replica over several nodes needs LeaderWorkerSet: install its controller",
+            )
+        if any(revision.name == wanted for revision in world.revisions):
+            return None
+        try:
+            await self._cluster.create(self._replica(deployment, wanted, 0), dry_run=True)
+        except ApiError as error:
+            if error.status in REFUSED:
+                return "InvalidPodTemplate", error.message
+            if error.reason != ALREADY_EXISTS:
+                raise
+        return None
+
+    async def _prepare(self, deployment: LLMDeployment, wanted: str, world: World) -> World:
+        """Objects beside the pods, the wanted revision among them; returns the world with it as the newest."""
+        for body in desired_objects(deployment):
+            await self._cluster.apply(body)
+        if _last_activated(world) == wanted:
+            return world
+        made = await self._activate(deployment, wanted, world)
+        others = tuple(each for each in world.revisions if each.name != wanted)
+        return replace(world, revisions=(*others, *_revisions([made])))
+
+    async def _activate(self, deployment: LLMDeployment, wanted: str, world: World) -> Object:
+        """The ConfigMap of the wanted revision, marked as the newest."""
+        now = rfc3339(world.now_s)
+        body = config_map(deployment, wanted, now)
+        namespace, name = deployment.namespace, body["metadata"]["name"]
+        found = await self._cluster.get("ConfigMap", namespace, name)
+        if found is None:
+            return await self._cluster.create(body)
+        # It was wanted before. Its data stay as they are, whatever this version would render.
+        uid = found["metadata"]["uid"]
+        return await self._cluster.annotate("ConfigMap", namespace, name, uid, ANNOTATION_ACTIVATED, now)
+
+    async def _act(self, world: World, action: Action) -> None:
+        """One write. What somebody else was faster with is no error: the next look sees it."""
+        deployment = world.deployment
+        try:
+            if isinstance(action, CreateReplica):
+                spec = _of_revision(world, action.revision)
+                await self._cluster.create(self._replica(spec, action.revision, action.slot))
+                return
+            replica = next(each for each in world.replicas if each.uid == action.uid)
+            if isinstance(action, Delete):
+                await self._delete(deployment.namespace, replica)
+            else:
+                since = None if isinstance(action, Undrain) else rfc3339(world.now_s)
+                # Routers watch pods: of a group it is the leader's.
+                pod = replica.name if replica.kind == "Pod" else f"{replica.name}-0"
+                await self._cluster.annotate(
+                    "Pod", deployment.namespace, pod, replica.uid, ANNOTATION_DRAIN, since
+                )
+        except ApiError as error:
+            if not (error.conflict or error.not_found or error.status == 422):
+                raise
+            log.info("%s/%s: %s: %s", deployment.namespace, deployment.name, type(action).__name__, error)
+
+    async def _delete(self, namespace: str, replica: Replica) -> None:
+        """As it was read: one that never served goes undrained, and must not have become ready meanwhile."""
+        if replica.kind == "Pod":
+            await self._cluster.delete("Pod", namespace, replica.name, replica.uid, replica.resource_version)
+        elif group := await self._cluster.get("LeaderWorkerSet", namespace, replica.name):
+            await self._cluster.delete("LeaderWorkerSet", namespace, replica.name, group["metadata"]["uid"])
+
+    def _replica(self, deployment: LLMDeployment, revision: str, slot: int) -> Object:
+        make = render_group if deployment.pods_per_replica > 1 else render
+        return make(deployment, revision, slot, self._settings.engine_image, self._settings.operator_version)
+
+    async def _report(self, found: Object, new: Mapping[str, Any]) -> None:
+        if new == found.get("status", {}):
+            return
+        try:
+            await self._cluster.write_status(found, new)
+        except ApiError as error:
+            if not error.conflict:
+                raise
+
+
+def _owner(each: Object) -> str:
+    owners = each["metadata"].get("ownerReferences") or ()
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
+
+
+def _revisions(maps: Any) -> tuple[Revision, ...]:
+    found = [
+        Revision(
+            each["metadata"]["labels"][LABEL_REVISION],
+            seconds_of(each["metadata"].get("annotations", {}).get(ANNOTATION_ACTIVATED)) or 0.0,
+            json.loads(each["data"]["spec.json"]),
+        )
+        for each in maps
+        if LABEL_REVISION in each["metadata"].get("labels", {})
+    ]
+    return tuple(sorted(found, key=lambda revision: (revision.activated_s, revision.name)))
+
+
+def _last_activated(world: World) -> str | None:
+    return world.revisions[-1].name if world.revisions else None
+
+
+def _of_revision(world: World, name: str) -> LLMDeployment:
+    """The deployment as it was when `name` was wanted."""
+    deployment = world.deployment
+    spec = next(revision.spec for revision in world.revisions if revision.name == name)
+    manifest = deployment.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_defaults=True)
+    return LLMDeployment.parse({**manifest, "spec": dict(spec)})
+
+
+def _demand(deployment: LLMDeployment, states: list[State]) -> Demand:
+    mine = [
+        (state.router, model)
+        for state in states
+        for model in state.models
+        if (model.namespace, model.deployment) == (deployment.namespace, deployment.name)
+    ]
+    return Demand(
+        held=sum(model.held for _, model in mine),
+        arrivals={router: model.arrivals for router, model in mine},
+        idle_s=min((model.idle_s for _, model in mine), default=None),
+    )
