@@ -28,6 +28,9 @@ COMMANDS = {
         "shoal_router.__main__:main", "router", "Spread requests over engines by cached prefix"
     ),
     "fetch": Command("shoal_engine.sources.fetch:main", "engine", "Bring a model into a cache directory"),
+    "operator": Command(
+        "shoal_operator.__main__:main", "operator", "Turn LLMDeployments into pods, on a cluster"
+    ),
     "validate": Command("shoal_api.validate:main", "", "Check manifests as a cluster would"),
     "version": Command("shoal_api.cli:print_version", "", "Print the version"),
 }
