@@ -24,6 +24,27 @@ class Watched(Protocol):
     def holds_lease(self) -> bool: ...
 
 
+def exposition(watched: Watched) -> CollectorRegistry:
+    """The operator's metrics; each is read when it is scraped."""
+    registry = CollectorRegistry()
+    age = Gauge(
+        "shoal_operator_watch_age_seconds",
+        "Seconds since the API server last said anything about the most silent watch.",
+        registry=registry,
+    )
+    age.set_function(lambda: watch_age_s(watched))
+    leader = Gauge(
+        "shoal_operator_leader", "Whether this process may write (1) or stands by (0).", registry=registry
+    )
+    leader.set_function(lambda: float(watched.holds_lease))
+    return registry
+
+
+def watch_age_s(watched: Watched) -> float:
+    """Age of the most silent watch."""
+    return max((mirror.age_s for mirror in watched.mirrors), default=0.0)
+
+
 class ProbeServer:
     """Port 0 takes a free one; `port` says which, once `started` is set."""
 
@@ -31,19 +52,7 @@ class ProbeServer:
         self._watched = watched
         self.port = port
         self.started = asyncio.Event()
-        self._registry = CollectorRegistry()
-        age = Gauge(
-            "shoal_operator_watch_age_seconds",
-            "Seconds since the API server last said anything about the most silent watch.",
-            registry=self._registry,
-        )
-        age.set_function(self._age_s)
-        leader = Gauge(
-            "shoal_operator_leader",
-            "Whether this process may write (1) or stands by (0).",
-            registry=self._registry,
-        )
-        leader.set_function(lambda: float(watched.holds_lease))
+        self._registry = exposition(watched)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises OSError when the port is taken."""
@@ -54,17 +63,15 @@ class ProbeServer:
         try:
             site = web.TCPSite(runner, None, self.port)
             await site.start()
-            self.port = runner.addresses[0][1]
+            # With port 0 each address family gets one of its own; IPv4's addresses have two fields.
+            self.port = min(runner.addresses, key=len)[1]
             self.started.set()
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
 
-    def _age_s(self) -> float:
-        return max((mirror.age_s for mirror in self._watched.mirrors), default=0.0)
-
     async def _health(self, _: web.Request) -> web.Response:
-        age_s = self._age_s()
+        age_s = watch_age_s(self._watched)
         body = json.dumps({"watch_age_s": round(age_s, 1), "leader": self._watched.holds_lease})
         return web.Response(
             text=body, status=200 if age_s < STALE_S else 503, content_type="application/json"

@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from shoal_api import crd, names
 from shoal_api.flags import add_flags
@@ -19,6 +21,7 @@ from shoal_api.operator_options import OperatorOptions
 from shoal_api.options import RouterOptions
 from shoal_engine.server.exposition import Exposition
 from shoal_engine.server.metrics import Metrics as EngineMetrics
+from shoal_operator.probe_server import exposition
 from shoal_router.metrics import Metrics as RouterMetrics
 from shoal_router.prefix_index import PrefixIndex
 
@@ -128,6 +131,7 @@ def _exported() -> set[str]:
     engine, _ = Exposition(EngineMetrics(), "m").render("")
     index = PrefixIndex()
     router = RouterMetrics().render(endpoints=[], index=index, connections=0, active=0)
-    text = (engine + router).decode()
+    operator = generate_latest(exposition(SimpleNamespace(mirrors=[], holds_lease=True)))
+    text = (engine + router + operator).decode()
     samples = set(re.findall(r"^([a-z][\w:]*)[{ ]", text, re.MULTILINE))
     return samples | set(re.findall(r"^# TYPE (\S+) (?:counter|gauge)", text, re.MULTILINE))
