@@ -239,3 +239,24 @@ async def test_suspend_ends_all_and_keeps_the_number(world: World):
     await world.edit(suspend=False)
     await world.settle()
     assert len(await world.fleet.pods()) == 2
+
+
+async def test_a_user_is_told_what_happened(world: World):
+    await world.settle()
+    await world.edit(replicas=1)
+    await world.settle()
+    events = await world.cluster.all("Event", world.fleet.namespace)
+    reasons = [
+        each["reason"]
+        for each in events
+        if each["involvedObject"]["uid"] == (await world.found())["metadata"]["uid"]
+    ]
+    for reason, count in {
+        "PodCreated": 2,
+        "RolloutStarted": 1,
+        "RolloutCompleted": 1,
+        "Scaled": 1,
+        "DrainStarted": 1,
+        "DrainCompleted": 1,
+    }.items():
+        assert reasons.count(reason) == count, reasons

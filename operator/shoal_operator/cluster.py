@@ -18,6 +18,7 @@ from shoal_api.names import (
     PLURAL,
 )
 
+MAX_EVENT_CHARS = 1024  # the API server refuses longer messages
 LWS_API = "leaderworkerset.x-k8s.io/v1"
 # kind -> apiVersion and plural of everything that the operator reads or makes
 KINDS = {
@@ -141,6 +142,31 @@ class Cluster:
         }
         path = path_of("LLMDeployment", metadata["namespace"], metadata["name"], "scale")
         return await self._merge(path, body, FIELD_MANAGER_AUTOSCALER)
+
+    async def post_event(self, about: Object, kind: str, reason: str, message: str, time: str) -> None:
+        """Write an event (`kind` Normal or Warning) about an object; `time` is RFC 3339."""
+        metadata = about["metadata"]
+        reference = {
+            "apiVersion": about["apiVersion"],
+            "kind": about["kind"],
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"namespace": metadata["namespace"], "generateName": f"{metadata['name']}."},
+            "involvedObject": reference,
+            "type": kind,
+            "reason": reason,
+            "message": message[:MAX_EVENT_CHARS],
+            "source": {"component": FIELD_MANAGER_OPERATOR},
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "count": 1,
+        }
+        await self._api.request("POST", path_of("Event", metadata["namespace"]), body)
 
     async def _merge(self, path: str, body: Object, manager: str) -> Object:
         params = {"fieldManager": manager}

@@ -6,42 +6,33 @@ status.py's, calls are cluster.py's.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from shoal_api.acceptance import rejections
 from shoal_api.kube import ApiError, Object
-from shoal_api.names import ANNOTATION_ACTIVATED, ANNOTATION_DRAIN, LABEL_REVISION
-from shoal_api.router_state_pb2 import State
+from shoal_api.names import ANNOTATION_ACTIVATED, ANNOTATION_DRAIN
 from shoal_api.spec import LLMDeployment
-from shoal_operator.cluster import LWS_API, Cluster
+from shoal_operator.action_events import event_of
+from shoal_operator.cluster import Cluster
 from shoal_operator.desired import config_map, desired_objects
 from shoal_operator.leader_worker_set import render_group
-from shoal_operator.observe import replica_of, traffic_of
 from shoal_operator.plan import Action, CreateReplica, Delete, Plan, Undrain, plan
 from shoal_operator.pod import render
 from shoal_operator.revision import revision_of
 from shoal_operator.status import progress_deadline_s, status
-from shoal_operator.timestamps import rfc3339, seconds_of
-from shoal_operator.world import Demand, Replica, Revision, World
+from shoal_operator.timestamps import rfc3339
+from shoal_operator.transitions import Event, events_of
+from shoal_operator.world import Replica, World
+from shoal_operator.world_reader import Routers, last_activated, read_world, revisions_of
 
 log = logging.getLogger(__name__)
 
 ALREADY_EXISTS = "AlreadyExists"
 REFUSED = (400, 403, 422)  # what an API server answers to a pod that it will never take
-
-
-class Routers(Protocol):
-    """What the routers say; router_links.py in production."""
-
-    @property
-    def expected(self) -> int: ...
-
-    def fresh(self) -> list[State]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,43 +65,23 @@ class Reconciler:
             return None  # what it owns is garbage collected
         deployment = LLMDeployment.parse(found)
         wanted = revision_of(deployment)
-        world = await self._observe(deployment)
+        world = await read_world(self._cluster, self._routers, deployment, self._clock())
         rejected = await self._rejected(deployment, wanted, world)
         if rejected is None:
             world = await self._prepare(deployment, wanted, world)
         else:
             world = replace(world, rejected=rejected)
         # A spec that cannot be run changes nothing of what serves: it stays with the last one that could.
-        served = wanted if rejected is None else _last_activated(world)
+        served = wanted if rejected is None else last_activated(world)
         todo = plan(world, served) if served else Plan()
         for action in todo.actions:
-            await self._act(world, action)
+            if await self._act(world, action):
+                await self._tell(found, [event_of(action, world)])
         previous = found.get("status", {})
         await self._report(found, status(world, wanted, previous, self._settings.router_url))
         deadline_s = progress_deadline_s(world, wanted, previous)
         soon = [todo.requeue_after_s, None if deadline_s is None else deadline_s - world.now_s]
         return min((max(0.1, each) for each in soon if each is not None), default=None)
-
-    async def _observe(self, deployment: LLMDeployment) -> World:
-        namespace, name = deployment.namespace, deployment.name
-        pods = await self._cluster.owned("Pod", namespace, name)
-        maps = await self._cluster.owned("ConfigMap", namespace, name)
-        states = [state for state in self._routers.fresh() if state.synced]
-        uid = deployment.metadata.uid
-        return World(
-            deployment,
-            self._clock(),
-            replicas=tuple(
-                replica_of(pod, traffic_of(states, pod["metadata"]["uid"]))
-                for pod in pods
-                if _owner(pod) == uid
-            ),
-            revisions=_revisions(each for each in maps if _owner(each) == uid),
-            routers_expected=self._routers.expected,
-            routers_fresh=sum(not state.draining for state in states),
-            demand=_demand(deployment, states),
-            lws_served=deployment.pods_per_replica > 1 and await self._cluster.served(LWS_API),
-        )
 
     async def _rejected(self, deployment: LLMDeployment, wanted: str, world: World) -> tuple[str, str] | None:
         """Reason and message; asks the API server once for each new revision, by a dry run."""
@@ -136,11 +107,11 @@ class Reconciler:
         """Objects beside the pods, the wanted revision among them; returns the world with it as the newest."""
         for body in desired_objects(deployment):
             await self._cluster.apply(body)
-        if _last_activated(world) == wanted:
+        if last_activated(world) == wanted:
             return world
         made = await self._activate(deployment, wanted, world)
         others = tuple(each for each in world.revisions if each.name != wanted)
-        return replace(world, revisions=(*others, *_revisions([made])))
+        return replace(world, revisions=(*others, *revisions_of([made])))
 
     async def _activate(self, deployment: LLMDeployment, wanted: str, world: World) -> Object:
         """The ConfigMap of the wanted revision, marked as the newest."""
@@ -154,14 +125,14 @@ class Reconciler:
         uid = found["metadata"]["uid"]
         return await self._cluster.annotate("ConfigMap", namespace, name, uid, ANNOTATION_ACTIVATED, now)
 
-    async def _act(self, world: World, action: Action) -> None:
-        """One write. What somebody else was faster with is no error: the next look sees it."""
+    async def _act(self, world: World, action: Action) -> bool:
+        """One write; whether it was done. What somebody else was faster with is no error: the next look sees it."""
         deployment = world.deployment
         try:
             if isinstance(action, CreateReplica):
                 spec = _of_revision(world, action.revision)
                 await self._cluster.create(self._replica(spec, action.revision, action.slot))
-                return
+                return True
             replica = next(each for each in world.replicas if each.uid == action.uid)
             if isinstance(action, Delete):
                 await self._delete(deployment.namespace, replica)
@@ -176,6 +147,8 @@ class Reconciler:
             if not (error.conflict or error.not_found or error.status == 422):
                 raise
             log.info("%s/%s: %s: %s", deployment.namespace, deployment.name, type(action).__name__, error)
+            return False
+        return True
 
     async def _delete(self, namespace: str, replica: Replica) -> None:
         """As it was read: one that never served goes undrained, and must not have become ready meanwhile."""
@@ -189,35 +162,26 @@ class Reconciler:
         return make(deployment, revision, slot, self._settings.engine_image, self._settings.operator_version)
 
     async def _report(self, found: Object, new: Mapping[str, Any]) -> None:
-        if new == found.get("status", {}):
+        previous = found.get("status", {})
+        if new == previous:
             return
         try:
             await self._cluster.write_status(found, new)
         except ApiError as error:
             if not error.conflict:
                 raise
+            return  # it has changed meanwhile, which is a reason to look again by itself
+        await self._tell(found, events_of(previous, new))
 
-
-def _owner(each: Object) -> str:
-    owners = each["metadata"].get("ownerReferences") or ()
-    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
-
-
-def _revisions(maps: Any) -> tuple[Revision, ...]:
-    found = [
-        Revision(
-            each["metadata"]["labels"][LABEL_REVISION],
-            seconds_of(each["metadata"].get("annotations", {}).get(ANNOTATION_ACTIVATED)) or 0.0,
-            json.loads(each["data"]["spec.json"]),
-        )
-        for each in maps
-        if LABEL_REVISION in each["metadata"].get("labels", {})
-    ]
-    return tuple(sorted(found, key=lambda revision: (revision.activated_s, revision.name)))
-
-
-def _last_activated(world: World) -> str | None:
-    return world.revisions[-1].name if world.revisions else None
+    async def _tell(self, found: Object, events: Iterable[Event | None]) -> None:
+        """Events are for people: one that cannot be written stops nothing."""
+        for event in events:
+            if event is None:
+                continue
+            try:
+                await self._cluster.post_event(found, *event, rfc3339(self._clock()))
+            except ApiError as error:
+                log.warning("event %s was not written: %s", event[1], error)
 
 
 def _of_revision(world: World, name: str) -> LLMDeployment:
@@ -226,17 +190,3 @@ def _of_revision(world: World, name: str) -> LLMDeployment:
     spec = next(revision.spec for revision in world.revisions if revision.name == name)
     manifest = deployment.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_defaults=True)
     return LLMDeployment.parse({**manifest, "spec": dict(spec)})
-
-
-def _demand(deployment: LLMDeployment, states: list[State]) -> Demand:
-    mine = [
-        (state.router, model)
-        for state in states
-        for model in state.models
-        if (model.namespace, model.deployment) == (deployment.namespace, deployment.name)
-    ]
-    return Demand(
-        held=sum(model.held for _, model in mine),
-        arrivals={router: model.arrivals for router, model in mine},
-        idle_s=min((model.idle_s for _, model in mine), default=None),
-    )
