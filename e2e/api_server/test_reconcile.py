@@ -16,6 +16,7 @@ from shoal_api.router_state_pb2 import (
     STANDING_NOT_READY,
     STANDING_ROUTABLE,
     Endpoint,
+    Model,
     State,
 )
 from shoal_operator.cluster import Cluster, path_of
@@ -35,10 +36,13 @@ class Fleet:
         self.expected = 1
         self.endpoints: list[Endpoint] = []
         self.in_flight: dict[str, int] = {}
+        self.waiting = 0
+        self.held = 0
         self.broken_images: set[str] = set()
 
     def fresh(self) -> list[State]:
-        return [State(router="r", sequence=1, synced=True, endpoints=self.endpoints)]
+        model = Model(namespace=self.namespace, deployment=NAME, held=self.held, idle_s=0)
+        return [State(router="r", sequence=1, synced=True, endpoints=self.endpoints, models=[model])]
 
     async def pods(self) -> list[dict]:
         return await Cluster(self.api).owned("Pod", self.namespace, NAME)
@@ -64,6 +68,8 @@ class Fleet:
                     uid=meta["uid"],
                     standing=standing,
                     in_flight=self.in_flight.get(meta["name"], 0),
+                    waiting=self.waiting,
+                    max_num_seqs=10,
                 )
             )
 
@@ -260,3 +266,40 @@ async def test_a_user_is_told_what_happened(world: World):
         "DrainCompleted": 1,
     }.items():
         assert reasons.count(reason) == count, reasons
+
+
+async def test_load_adds_replicas_and_says_why(world: World):
+    await world.edit(replicas=1, autoscaling={"maxReplicas": 3, "minReplicas": 1})
+    await world.settle()
+    assert len(await world.fleet.pods()) == 1
+    world.fleet.waiting = 12  # one replica should carry 6 of its 10
+    await world.settle()
+    found = await world.found()
+    assert found["spec"]["replicas"] == 3
+    assert found["status"]["routableReplicas"] == 3
+    last = found["status"]["autoscaling"]["history"][0]
+    assert last["to"] == 3
+    assert last["reason"]
+    assert (await world.conditions())["ScalingActive"] == ("True", "ValidMetrics")
+
+
+async def test_held_requests_wake_a_deployment_from_zero(world: World):
+    await world.edit(replicas=0, autoscaling={"maxReplicas": 3, "minReplicas": 0})
+    await world.settle()
+    assert await world.fleet.pods() == []
+    assert (await world.conditions())["Available"] == ("True", "ScaledToZero")
+    world.fleet.held = 2
+    await world.settle()
+    assert len(await world.fleet.pods()) == 1
+
+
+async def test_another_autoscaler_is_named_and_left_alone(world: World):
+    await world.edit(replicas=1, autoscaling={"maxReplicas": 3})
+    target = {"apiVersion": "serving.shoal.dev/v1alpha1", "kind": "LLMDeployment", "name": NAME}
+    metadata = {"name": "theirs", "namespace": world.fleet.namespace}
+    body = {"metadata": metadata, "spec": {"scaleTargetRef": target, "maxReplicas": 9}}
+    await world.api.request("POST", path_of("HorizontalPodAutoscaler", world.fleet.namespace), body)
+    world.fleet.waiting = 50
+    await world.settle()
+    assert (await world.found())["spec"]["replicas"] == 1
+    assert (await world.conditions())["AbleToScale"] == ("False", "ConflictingAutoscaler")

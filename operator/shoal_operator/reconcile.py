@@ -14,7 +14,7 @@ from typing import Any
 
 from shoal_api.acceptance import rejections
 from shoal_api.kube import ApiError, Object
-from shoal_api.names import ANNOTATION_ACTIVATED, ANNOTATION_DRAIN
+from shoal_api.names import ANNOTATION_ACTIVATED, ANNOTATION_DRAIN, KIND
 from shoal_api.spec import LLMDeployment
 from shoal_operator.action_events import event_of
 from shoal_operator.cluster import Cluster
@@ -23,6 +23,8 @@ from shoal_operator.leader_worker_set import render_group
 from shoal_operator.plan import Action, CreateReplica, Delete, Plan, Undrain, plan
 from shoal_operator.pod import render
 from shoal_operator.revision import revision_of
+from shoal_operator.scaler import PERIOD_S as SCALING_PERIOD_S
+from shoal_operator.scaler import Scaler
 from shoal_operator.status import progress_deadline_s, status
 from shoal_operator.timestamps import rfc3339
 from shoal_operator.transitions import Event, events_of
@@ -32,6 +34,7 @@ from shoal_operator.world_reader import Routers, last_activated, read_world, rev
 log = logging.getLogger(__name__)
 
 ALREADY_EXISTS = "AlreadyExists"
+DRIFT_CHECK_S = 30.0
 REFUSED = (400, 403, 422)  # what an API server answers to a pod that it will never take
 
 
@@ -40,6 +43,15 @@ class ReconcileSettings:
     engine_image: str
     router_url: str
     operator_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was last applied beside the pods, when, and who else scales the deployment."""
+
+    bodies: list[Object]
+    at_s: float
+    conflicting_autoscaler: str | None
 
 
 class Reconciler:
@@ -56,12 +68,15 @@ class Reconciler:
         self._routers = routers
         self._settings = settings
         self._clock = clock
+        self._scaler = Scaler(cluster)
+        self._checked: dict[str, Checked] = {}
 
     async def reconcile(self, key: str) -> float | None:
         """Returns in how many seconds to look again without cause. Raises ApiError and InvalidManifest."""
         namespace, name = key.split("/")
         found = await self._cluster.get("LLMDeployment", namespace, name)
         if found is None or found["metadata"].get("deletionTimestamp"):
+            self._checked.pop(key, None)
             return None  # what it owns is garbage collected
         deployment = LLMDeployment.parse(found)
         wanted = revision_of(deployment)
@@ -71,17 +86,41 @@ class Reconciler:
             world = await self._prepare(deployment, wanted, world)
         else:
             world = replace(world, rejected=rejected)
+        before = found.get("status", {})
+        found, world, previous = await self._scale(found, world, wanted)
         # A spec that cannot be run changes nothing of what serves: it stays with the last one that could.
         served = wanted if rejected is None else last_activated(world)
         todo = plan(world, served) if served else Plan()
         for action in todo.actions:
             if await self._act(world, action):
                 await self._tell(found, [event_of(action, world)])
-        previous = found.get("status", {})
-        await self._report(found, status(world, wanted, previous, self._settings.router_url))
+        new = status(world, wanted, previous, self._settings.router_url)
+        if new != before:
+            await self._report(found, before, new)
         deadline_s = progress_deadline_s(world, wanted, previous)
-        soon = [todo.requeue_after_s, None if deadline_s is None else deadline_s - world.now_s]
+        soon = [
+            todo.requeue_after_s,
+            None if deadline_s is None else deadline_s - world.now_s,
+            SCALING_PERIOD_S if _is_scaled(world) else None,
+        ]
         return min((max(0.1, each) for each in soon if each is not None), default=None)
+
+    async def _scale(
+        self, found: Object, world: World, wanted: str
+    ) -> tuple[Object, World, Mapping[str, Any]]:
+        """The autoscaler's turn: object, world and previous status with what it changed."""
+        previous = found.get("status", {})
+        if not _is_scaled(world):
+            self._scaler.forget(world.deployment.metadata.uid)
+            return found, world, previous
+        scaled = await self._scaler.scale(found, world, wanted)
+        if scaled.written:
+            again = await self._cluster.get(
+                "LLMDeployment", world.deployment.namespace, world.deployment.name
+            )
+            if again is not None:
+                found, world = again, replace(world, deployment=LLMDeployment.parse(again))
+        return found, world, {**previous, "autoscaling": scaled.status}
 
     async def _rejected(self, deployment: LLMDeployment, wanted: str, world: World) -> tuple[str, str] | None:
         """Reason and message; asks the API server once for each new revision, by a dry run."""
@@ -105,13 +144,37 @@ class Reconciler:
 
     async def _prepare(self, deployment: LLMDeployment, wanted: str, world: World) -> World:
         """Objects beside the pods, the wanted revision among them; returns the world with it as the newest."""
-        for body in desired_objects(deployment):
-            await self._cluster.apply(body)
+        checked = await self._check(deployment, world.now_s)
+        world = replace(world, conflicting_autoscaler=checked.conflicting_autoscaler)
         if last_activated(world) == wanted:
             return world
         made = await self._activate(deployment, wanted, world)
         others = tuple(each for each in world.revisions if each.name != wanted)
         return replace(world, revisions=(*others, *revisions_of([made])))
+
+    async def _check(self, deployment: LLMDeployment, now_s: float) -> Checked:
+        """Put right what others changed in the objects beside the pods: after each change, and now and then."""
+        bodies = desired_objects(deployment)
+        key = f"{deployment.namespace}/{deployment.name}"
+        last = self._checked.get(key)
+        if last is not None and last.bodies == bodies and now_s - last.at_s < DRIFT_CHECK_S:
+            return last
+        for body in bodies:
+            await self._cluster.apply(body)
+        conflicting = await self._conflicting_autoscaler(deployment)
+        self._checked[key] = Checked(bodies, now_s, conflicting)
+        return self._checked[key]
+
+    async def _conflicting_autoscaler(self, deployment: LLMDeployment) -> str | None:
+        """A HorizontalPodAutoscaler, KEDA's too, that writes the same spec.replicas."""
+        scaling = deployment.spec.autoscaling
+        if scaling is None or not scaling.enabled:
+            return None
+        for each in await self._cluster.all("HorizontalPodAutoscaler", deployment.namespace):
+            target = each["spec"]["scaleTargetRef"]
+            if (target["kind"], target["name"]) == (KIND, deployment.name):
+                return str(each["metadata"]["name"])
+        return None
 
     async def _activate(self, deployment: LLMDeployment, wanted: str, world: World) -> Object:
         """The ConfigMap of the wanted revision, marked as the newest."""
@@ -161,17 +224,14 @@ class Reconciler:
         make = render_group if deployment.pods_per_replica > 1 else render
         return make(deployment, revision, slot, self._settings.engine_image, self._settings.operator_version)
 
-    async def _report(self, found: Object, new: Mapping[str, Any]) -> None:
-        previous = found.get("status", {})
-        if new == previous:
-            return
+    async def _report(self, found: Object, before: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         try:
             await self._cluster.write_status(found, new)
         except ApiError as error:
             if not error.conflict:
                 raise
             return  # it has changed meanwhile, which is a reason to look again by itself
-        await self._tell(found, events_of(previous, new))
+        await self._tell(found, events_of(before, new))
 
     async def _tell(self, found: Object, events: Iterable[Event | None]) -> None:
         """Events are for people: one that cannot be written stops nothing."""
@@ -190,3 +250,9 @@ def _of_revision(world: World, name: str) -> LLMDeployment:
     spec = next(revision.spec for revision in world.revisions if revision.name == name)
     manifest = deployment.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_defaults=True)
     return LLMDeployment.parse({**manifest, "spec": dict(spec)})
+
+
+def _is_scaled(world: World) -> bool:
+    spec = world.deployment.spec
+    on = spec.autoscaling is not None and spec.autoscaling.enabled and not spec.suspend
+    return on and world.conflicting_autoscaler is None
