@@ -1,0 +1,203 @@
+"""The cluster around the operator, played: kubelet, routers and garbage collector on a real API server without nodes.
+
+Pods are bound, become ready at once and end one step after they were told to; routers obey annotations at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from shoal_api.kube import MERGE_PATCH, ApiError, ApiServer
+from shoal_api.names import ANNOTATION_DRAIN
+from shoal_api.router_state_pb2 import (
+    STANDING_CORDONED,
+    STANDING_NOT_READY,
+    STANDING_ROUTABLE,
+    Endpoint,
+    Model,
+    State,
+)
+from shoal_operator.cluster import Cluster, path_of
+from shoal_operator.reconcile import Reconciler, ReconcileSettings
+
+ROOT = Path(__file__).parents[2]
+NAME = "smollm2"
+MOMENT = "2026-01-01T00:00:00Z"
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+COLLECTED = ("Pod", "ConfigMap", "Service", "PodDisruptionBudget")
+SETTINGS = ReconcileSettings("engine:1", "http://shoal-router:8080/v1", "test")
+
+
+async def install_crd(api: ApiServer, crd: dict[str, Any] | None = None) -> None:
+    """A CustomResourceDefinition, ours if none is given; returns when it is served."""
+    if crd is None:
+        crd = yaml.safe_load((ROOT / "crds" / "llmdeployments.serving.shoal.dev.yaml").read_text())
+    try:
+        await api.request("POST", CRDS, crd)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+    spec = crd["spec"]
+    while not await Cluster(api).served(f"{spec['group']}/{spec['versions'][0]['name']}"):
+        await asyncio.sleep(0.05)
+
+
+class Fleet:
+    """`step()` lets kubelet, routers and garbage collector do their part; returns how many writes that took."""
+
+    def __init__(self, api: ApiServer, namespace: str) -> None:
+        self.api = api
+        self.namespace = namespace
+        self.expected = 1
+        self.endpoints: list[Endpoint] = []
+        self.in_flight: dict[str, int] = {}
+        self.waiting = 0
+        self.held = 0
+        self.broken_images: set[str] = set()
+
+    def fresh(self) -> list[State]:
+        model = Model(namespace=self.namespace, deployment=NAME, held=self.held, idle_s=0)
+        return [State(router="r", sequence=1, synced=True, endpoints=self.endpoints, models=[model])]
+
+    async def pods(self) -> list[dict]:
+        return await Cluster(self.api).owned("Pod", self.namespace, NAME)
+
+    async def step(self) -> int:
+        writes = await self._collect_garbage()
+        self.endpoints = []
+        for pod in await self.pods():
+            if pod["metadata"].get("deletionTimestamp"):
+                writes += await self._end(pod)
+                continue
+            works = pod["spec"]["containers"][0]["image"] not in self.broken_images
+            if not pod["spec"].get("nodeName"):
+                writes += await self._bind(pod)
+            if works and not any(each["type"] == "Ready" for each in pod["status"].get("conditions", ())):
+                writes += await self._start(pod)
+            self.endpoints.append(self._endpoint(pod["metadata"], works))
+        return writes
+
+    def _endpoint(self, meta: dict, works: bool) -> Endpoint:
+        drained = ANNOTATION_DRAIN in meta.get("annotations", {})
+        standing = STANDING_CORDONED if drained else STANDING_ROUTABLE if works else STANDING_NOT_READY
+        return Endpoint(
+            namespace=self.namespace,
+            pod=meta["name"],
+            uid=meta["uid"],
+            standing=standing,
+            in_flight=self.in_flight.get(meta["name"], 0),
+            waiting=self.waiting,
+            max_num_seqs=10,
+        )
+
+    async def _bind(self, pod: dict) -> int:
+        name = pod["metadata"]["name"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": "node"}
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        await self.api.request("POST", path_of("Pod", self.namespace, name, "binding"), body)
+        return 1
+
+    async def _start(self, pod: dict) -> int:
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": MOMENT}
+        status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [ready]}
+        path = path_of("Pod", self.namespace, pod["metadata"]["name"], "status")
+        await self.api.request("PATCH", path, {"status": status}, content_type=MERGE_PATCH)
+        return 1
+
+    async def _end(self, pod: dict) -> int:
+        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
+        await self.api.request("DELETE", path_of("Pod", self.namespace, pod["metadata"]["name"]), body)
+        return 1
+
+    async def _collect_garbage(self) -> int:
+        """What is owned by an LLMDeployment that is gone goes too."""
+        cluster = Cluster(self.api)
+        alive = {each["metadata"]["uid"] for each in await cluster.all("LLMDeployment", self.namespace)}
+        orphans = 0
+        for kind in COLLECTED:
+            for each in await cluster.owned(kind, self.namespace, NAME):
+                meta = each["metadata"]
+                owners = {owner["uid"] for owner in meta.get("ownerReferences") or ()}
+                if owners and not owners & alive and not meta.get("deletionTimestamp"):
+                    await cluster.delete(kind, self.namespace, meta["name"], meta["uid"])
+                    orphans += 1
+        return orphans
+
+
+class PlayedWorld:
+    """One namespace with one LLMDeployment, a Reconciler for it and the fleet around both."""
+
+    def __init__(self, api: ApiServer, namespace: str) -> None:
+        self.api = api
+        self.fleet = Fleet(api, namespace)
+        self.key = f"{namespace}/{NAME}"
+        self.cluster = Cluster(api)
+        self.reconciler = Reconciler(self.cluster, self.fleet, SETTINGS)
+
+    async def settle(self, rounds: int = 12) -> None:
+        for _ in range(rounds):
+            await self.reconciler.reconcile(self.key)
+            await self.fleet.step()
+        await self.reconciler.reconcile(self.key)
+
+    async def apply(self, **spec: object) -> None:
+        manifest = yaml.safe_load((ROOT / "examples" / "smollm2.yaml").read_text())
+        manifest["metadata"]["namespace"] = self.fleet.namespace
+        manifest["spec"].update(spec)
+        await self.api.request("POST", path_of("LLMDeployment", self.fleet.namespace), manifest)
+
+    async def edit(self, **spec: object) -> None:
+        path = path_of("LLMDeployment", self.fleet.namespace, NAME)
+        await self.api.request("PATCH", path, {"spec": spec}, content_type=MERGE_PATCH)
+
+    async def delete(self) -> None:
+        await self.api.request("DELETE", path_of("LLMDeployment", self.fleet.namespace, NAME))
+
+    async def found(self) -> dict:
+        found = await self.cluster.get("LLMDeployment", self.fleet.namespace, NAME)
+        assert found is not None
+        return found
+
+    async def conditions(self) -> dict[str, tuple[str, str]]:
+        found = await self.found()
+        return {each["type"]: (each["status"], each["reason"]) for each in found["status"]["conditions"]}
+
+    async def belongings(self) -> list[dict]:
+        """Everything of the deployment but itself and its events."""
+        found = []
+        for kind in COLLECTED:
+            for each in await self.cluster.owned(kind, self.fleet.namespace, NAME):
+                found.append({**each, "kind": kind})
+        return found
+
+    async def versions(self) -> dict[str, str]:
+        """Resource version of everything that belongs to the deployment: a write changes one."""
+        objects = [await self.found(), *await self.belongings()]
+        return {
+            f"{each['kind']}/{each['metadata']['name']}/{each['metadata']['uid']}": each["metadata"][
+                "resourceVersion"
+            ]
+            for each in objects
+        }
+
+
+async def new_world(api: ApiServer) -> PlayedWorld:
+    """In a namespace of its own, still without an LLMDeployment."""
+    namespace = f"n-{uuid4().hex[:8]}"
+    await api.request("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    return PlayedWorld(api, namespace)
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[ApiServer]:
+    """The API server of $KUBECONFIG, with our CRD."""
+    async with ApiServer.from_env() as api:
+        await install_crd(api)
+        yield api
