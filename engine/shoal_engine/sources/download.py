@@ -1,7 +1,8 @@
 """Fills a folder from a source: goes on where an earlier run stopped, checks sizes and hashes. Not the locking.
 
 There is no record of what is done. The bytes on disk are the record: they are hashed again, which is far quicker than
-any network, and which also finds what a power cut or another commit of the same branch left behind.
+any network, and which also finds what a power cut or another commit of the same branch left behind. Where a store
+tells no hash but a version, the bytes of that version count as they lie; without either a file begins anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from shoal_engine.sources.progress import Progress
 from shoal_engine.sources.remote import BrokenTransfer, FetchError, RemoteFile, Source
+from shoal_engine.sources.versions import RECORD, forget, record, recorded
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -54,6 +56,8 @@ class Download:
         """Return when `folder` holds exactly the source's files, whole and synced. Raises FetchError, OSError."""
         files = self._listed()
         self._clear(files)
+        if versions := {file.name: file.version for file in files if file.version}:
+            record(self._folder, versions)
         self._progress.expect(sum(file.size for file in files))
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
             jobs = [pool.submit(self._complete, file) for file in files]
@@ -64,6 +68,7 @@ class Download:
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+        forget(self._folder)
 
     def _listed(self) -> tuple[RemoteFile, ...]:
         failures = 0
@@ -75,15 +80,16 @@ class Download:
                 self._pause(failures, error)
 
     def _clear(self, files: tuple[RemoteFile, ...]) -> None:
-        """Take away what is no file of the model, then see that the rest fits."""
-        sizes = {file.name: file.size for file in files}
+        """Take away what cannot become a file of the model, then see that the rest fits."""
+        named, versions = {file.name: file for file in files}, recorded(self._folder)
         present = 0
         for path in self._folder.iterdir():
-            if path.name not in sizes:
+            file, size = named.get(path.name), path.stat().st_size
+            if file and size <= file.size and _is_known(file, versions.get(path.name)):
+                present += size
+            elif path.name != RECORD:
                 path.unlink()
-            else:
-                present += min(path.stat().st_size, sizes[path.name])
-        missing, free = sum(sizes.values()) - present, shutil.disk_usage(self._folder).free
+        missing, free = sum(file.size for file in files) - present, shutil.disk_usage(self._folder).free
         if missing > free:
             raise FetchError(
                 f"{missing:,} bytes are missing, but {self._folder.parent} has only {free:,} free"
@@ -105,8 +111,6 @@ class Download:
     def _load(self, file: RemoteFile) -> _Hash:
         """Add what is missing, through broken connections; gives the hash of the whole file."""
         path, hashed = self._folder / file.name, file.new_hash()
-        if path.exists() and (file.digest is None or path.stat().st_size > file.size):
-            path.unlink()  # without a digest nothing tells whose bytes these are
         with path.open("ab", buffering=0) as out:
             done = self._rehash(path, hashed)
             failures = 0
@@ -158,3 +162,8 @@ class Download:
     def _refuse_if_stopped(self) -> None:
         if self._stopped.is_set():
             raise FetchError("another file failed")
+
+
+def _is_known(file: RemoteFile, version: str | None) -> bool:
+    """Whether bytes on disk, loaded as `version`, may be the beginning of `file`."""
+    return file.digest is not None or (file.version is not None and file.version == version)

@@ -44,9 +44,13 @@ def source_of(uri: str, revision: str | None, environ: Mapping[str, str]) -> Sou
         from shoal_engine.sources.oci import Artifact
 
         return Artifact(uri)
+    if scheme == "s3":
+        from shoal_engine.sources.s3 import Bucket
+
+        return Bucket(uri)
     if scheme in ("file", "pvc") or not separator:
         raise FetchError(f"{uri} is read where it lies; there is nothing to fetch")
-    raise FetchError(f"{scheme}:// cannot be fetched by this version; it knows hf:// and oci://")
+    raise FetchError(f"{scheme}:// cannot be fetched by this version; it knows hf://, oci:// and s3://")
 
 
 def _fetch(
@@ -78,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Bring a model into a cache directory; go on where an earlier fetch stopped.",
     )
     parser.add_argument(
-        "uri", metavar="URI", help="hf://ORG/NAME[/FOLDER-OR-FILE] or oci://REGISTRY/IMAGE[:TAG|@DIGEST]"
+        "uri",
+        metavar="URI",
+        help="hf://ORG/NAME[/FOLDER-OR-FILE], s3://BUCKET[/FOLDER-OR-FILE] or oci://REGISTRY/IMAGE[:TAG|@DIGEST]",
     )
     parser.add_argument("--revision", help="branch, tag or commit; main when unset")
     parser.add_argument(

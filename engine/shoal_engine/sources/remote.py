@@ -28,12 +28,16 @@ class BrokenTransfer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """`name` has no folder. `size` in bytes. `digest` is ALGORITHM:HEX with sha256 or git (git's blob sha1)."""
+    """`name` has no folder. `size` in bytes. `digest` is ALGORITHM:HEX with sha256 or git (git's blob sha1).
+
+    `version` names this very content where the store tells no digest: other bytes would have another one.
+    """
 
     name: str
     size: int
     digest: str | None
     address: str
+    version: str | None = None
 
     def new_hash(self) -> _Hash:
         """The hash that `digest` is of, before the first byte of the file."""

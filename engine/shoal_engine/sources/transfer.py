@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from typing import NoReturn
 
 import httpx
 
 from shoal_engine.sources.remote import BrokenTransfer, FetchError, RemoteFile
 
-TIMEOUT = httpx.Timeout(
-    30.0, connect=10.0
-)  # seconds; without a byte for so long, a connection counts as broken
+SILENCE_S = 30.0  # without a byte for so long, a connection counts as broken
+CONNECT_S = 10.0
 PASSING = {408, 425, 429}  # and every 5xx
 
 
 def new_client(headers: Mapping[str, str], auth: httpx.Auth | None = None) -> httpx.Client:
     """Follows redirects, and keeps an Authorization header from other hosts while doing so."""
     identity = {"User-Agent": "shoal", "Accept-Encoding": "identity"}  # Range counts the bytes as stored
-    return httpx.Client(headers={**identity, **headers}, auth=auth, timeout=TIMEOUT, follow_redirects=True)
+    timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
+    return httpx.Client(headers={**identity, **headers}, auth=auth, timeout=timeout, follow_redirects=True)
 
 
 def ranged(client: httpx.Client, file: RemoteFile, offset: int, hint: str) -> Generator[bytes, None, None]:
@@ -36,22 +37,24 @@ def ranged(client: httpx.Client, file: RemoteFile, offset: int, hint: str) -> Ge
 
 
 def refuse_failure(response: httpx.Response, what: str, hint: str) -> None:
-    """Nothing for a success; FetchError for what will not change, with `hint` if it is about access; BrokenTransfer
-    for what may.
-    """
-    code = response.status_code
-    if response.is_success:
-        return
-    if code in PASSING or code >= 500:
+    """refuse_status() for an answer of httpx; nothing for a success."""
+    if not response.is_success:
         asked = response.headers.get("Retry-After", "")
-        raise BrokenTransfer(
-            f"{response.url.host} answered {code}", float(asked) if asked.isdigit() else None
-        )
+        refuse_status(response.status_code, what, response.url.host, hint, asked)
+
+
+def refuse_status(code: int, what: str, store: str, hint: str, asked: str = "") -> NoReturn:
+    """FetchError for what will not change, with `hint` if it is about access; BrokenTransfer for what may.
+
+    `asked` is the answer's Retry-After.
+    """
+    if code in PASSING or code >= 500:
+        raise BrokenTransfer(f"{store} answered {code}", float(asked) if asked.isdigit() else None)
     if code in (401, 403):
         raise FetchError(f"{what} is private, gated or does not exist (HTTP {code}): {hint}")
     if code == httpx.codes.NOT_FOUND:
         raise FetchError(f"{what} does not exist (HTTP 404)")
-    raise FetchError(f"{response.url.host} answered {code} for {what}")
+    raise FetchError(f"{store} answered {code} for {what}")
 
 
 def words(error: httpx.HTTPError) -> str:
