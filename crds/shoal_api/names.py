@@ -76,6 +76,8 @@ HEADER_NOT_STARTED: Final = "x-shoal-not-started"  # an engine's error before an
 METRIC_RUNNING: Final = "vllm:num_requests_running"
 METRIC_WAITING: Final = "vllm:num_requests_waiting"
 METRIC_KV_USAGE: Final = "vllm:kv_cache_usage_perc"
+METRIC_MAX_NUM_SEQS: Final = "shoal:max_num_seqs"  # requests that the engine computes at once
+METRIC_MAX_REQUESTS: Final = "shoal:max_requests"  # these and the waiting ones: above it answers 429
 METRIC_PREFIX_QUERIES: Final = "vllm:prefix_cache_queries"
 METRIC_PREFIX_HITS: Final = "vllm:prefix_cache_hits"
 

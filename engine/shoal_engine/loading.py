@@ -169,6 +169,7 @@ def _ready(
         dtype=str(place.dtype).removeprefix("torch."),
         load_seconds=phases,
         max_requests=limits.max_num_seqs + (limits.max_num_queued_reqs or 0),
+        max_num_seqs=limits.max_num_seqs,
     )
 
 

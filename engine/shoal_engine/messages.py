@@ -118,6 +118,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     dtype: str
     load_seconds: dict[str, float]  # by phase
     max_requests: int = 0  # running and waiting ones that the engine takes; 0: it does not say
+    max_num_seqs: int = 0  # requests that it computes in one step; 0: it does not say
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -73,6 +73,11 @@ class Exposition(Collector):
             tuple(layout),
             [(tuple(layout.values()), 1)],
         )
+        for name, text, value in (
+            (names.METRIC_MAX_NUM_SEQS, "Requests computed in one step at most.", ready.max_num_seqs),
+            (names.METRIC_MAX_REQUESTS, "Requests, waiting ones too, above which 429.", ready.max_requests),
+        ):
+            yield self._family(GaugeMetricFamily, name, text, (), [((), value)])
         yield self._family(
             GaugeMetricFamily,
             "shoal:startup_phase_seconds",

@@ -33,7 +33,9 @@ def test_every_histograms_bounds_rise() -> None:
 def text() -> str:
     """An exposition after one request of three tokens, one that was refused, one whose client left."""
     metrics = Metrics()
-    metrics.on_ready(Ready(2048, 128, 16, 49152, "cpu", "float32", {"weights": 1.5}))
+    metrics.on_ready(
+        Ready(2048, 128, 16, 49152, "cpu", "float32", {"weights": 1.5}, max_requests=544, max_num_seqs=32)
+    )
     request = Open(
         Generation(arrived_s=10.0), 0, prompt_tokens=7, max_tokens=16, submitted_s=10.1, started_s=10.2
     )
@@ -60,6 +62,8 @@ def text() -> str:
         'vllm:num_requests_waiting{engine="0",model_name="m"} 3.0',
         'vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 3.0',
         'vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25',
+        'shoal:max_num_seqs{engine="0",model_name="m"} 32.0',
+        'shoal:max_requests{engine="0",model_name="m"} 544.0',
         'vllm:prefix_cache_queries_total{engine="0",model_name="m"} 100.0',
         'vllm:prefix_cache_hits_total{engine="0",model_name="m"} 60.0',
         'vllm:num_preemptions_total{engine="0",model_name="m"} 1.0',
