@@ -169,9 +169,10 @@ class LoadClient:
         try:
             await self._exchange(request, record)
         except httpx.HTTPError as error:
-            record.error = type(error).__name__
+            # A server that says in band what went wrong may well cut the connection after it.
+            record.error = record.error or type(error).__name__
         except (ValueError, LookupError) as error:
-            record.error = f"unreadable answer: {error!r}"
+            record.error = record.error or f"unreadable answer: {error!r}"
         record.ended_s = time.time()
         return record
 

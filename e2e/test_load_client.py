@@ -87,13 +87,14 @@ async def test_good_answers_are_no_failures() -> None:
             200,
         ),
         (lambda streamed: reply(EVENT + LOST), "replica_lost", 200),
+        (lambda streamed: reply(EVENT + LOST, missing=9), "replica_lost", 200),
         (
             lambda streamed: reply(b'{"error":{"code":"no_replica_ready"}}', status="503 No"),
             "no_replica_ready",
             503,
         ),
     ],
-    ids=["stream without [DONE]", "cut connection", "error in band", "503"],
+    ids=["stream without [DONE]", "cut connection", "error in band", "error in band, then cut", "503"],
 )
 async def test_each_bad_answer_is_a_failure(answer: Answer, error: str | None, status: int) -> None:
     client = await burst(answer)
