@@ -5,12 +5,14 @@ Speaks only of models that a model-loader fetches; a mounted one has no such way
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from shoal_api.names import CONTAINER_LOADER
 from shoal_operator.conditions import Statement, describe
 from shoal_operator.tally import Tally
+from shoal_operator.world import Download
 
 FETCHED: Final = ("hf://", "s3://", "oci://")
 
@@ -20,17 +22,16 @@ def cache_of(tally: Tally, previous: Mapping[str, Any]) -> dict[str, Any] | None
     spec = tally.world.deployment.spec
     if not spec.model.uri.startswith(FETCHED) or spec.cache.type == "Image":
         return None
-    names = {each.name for each in tally.updated}
-    downloads = [each for each in tally.world.downloads if each.pod in names]
+    downloads = _downloads(tally)
     if _loader_failures(tally) or any(each.state == "Failed" for each in downloads):
         return {"state": "Failed"}
-    running = [each for each in downloads if each.state != "Ready"]
-    if running:
-        slowest = min(running, key=lambda each: (each.bytes_done or 0, each.pod))
+    if slowest := _slowest(downloads):
         sizes = {"bytesTotal": slowest.bytes_total, "bytesDone": slowest.bytes_done}
         return {"state": slowest.state, **{key: size for key, size in sizes.items() if size is not None}}
     before = (previous.get("cache") or {}) if previous.get("updateRevision") == tally.revision else {}
-    if downloads or any(each.ready for each in tally.updated) or before.get("state") == "Ready":
+    # The engine of a pod starts after its loaders have ended well.
+    is_fetched = downloads or any(each.phase == "Running" for each in tally.updated)
+    if is_fetched or before.get("state") == "Ready":
         size = next((each.bytes_total for each in downloads if each.bytes_total), before.get("bytesTotal"))
         return {"state": "Ready"} | ({"bytesTotal": size, "bytesDone": size} if size else {})
     return {"state": "Pending"}
@@ -45,8 +46,40 @@ def model_cached(tally: Tally, cache: Mapping[str, Any] | None) -> Statement | N
     if cache["state"] == "Failed":
         advice = "check spec.model.uri, revision and tokenSecretRef, and the way to its store"
         return Statement("False", "DownloadFailed", f"{_cause(tally)}; {advice}")
-    words = {"Verifying": "the model is being checked", "Downloading": "the model is being fetched"}
-    return Statement("False", "Downloading", words.get(cache["state"], "no pod has begun to fetch the model"))
+    if cache["state"] == "Verifying":
+        return Statement("False", "Downloading", "the model is being checked")
+    slowest = _slowest(_downloads(tally))
+    message = _how_far(slowest) if slowest else "no pod has begun to fetch the model"
+    return Statement("False", "Downloading", message)
+
+
+def _downloads(tally: Tally) -> list[Download]:
+    names = {each.name for each in tally.updated}
+    return [each for each in tally.world.downloads if each.pod in names]
+
+
+def _slowest(downloads: list[Download]) -> Download | None:
+    """Of those still at work. One that knows no size yet waits for another pod, or has just begun."""
+    return min(
+        (each for each in downloads if each.state != "Ready"),
+        key=lambda each: (each.bytes_total is None, each.bytes_done or 0, each.pod, each.state),
+        default=None,
+    )
+
+
+def _how_far(download: Download) -> str:
+    """In GB of 10^9 bytes, and in minutes where the rate is known."""
+    total, done, rate = download.bytes_total, download.bytes_done or 0, download.bytes_per_s
+    message = "the model is being fetched"
+    if not total:
+        return f"{message}: {download.message}" if download.message else message
+    message += f": {done / 1e9:.1f} of {total / 1e9:.1f} GB"
+    if rate is None or done >= total:
+        return message
+    if not rate:
+        return f"{message}, none of it lately"
+    minutes = math.ceil((total - done) / rate / 60)
+    return f"{message}, about {minutes} {'minute' if minutes == 1 else 'minutes'} left"
 
 
 def _loader_failures(tally: Tally) -> list[str]:

@@ -14,6 +14,7 @@ from shoal_api.spec import LLMDeployment
 
 ReplicaKind = Literal["Pod", "LeaderWorkerSet"]
 Phase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
+DownloadState = Literal["Pending", "Downloading", "Verifying", "Ready", "Failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +104,11 @@ class Download:
     """What a model-loader says, from GET /progress of its pod."""
 
     pod: str
-    state: Literal["Pending", "Downloading", "Verifying", "Ready", "Failed"]
+    state: DownloadState
     bytes_total: int | None = None
     bytes_done: int | None = None
     message: str = ""
+    bytes_per_s: float | None = None  # None until it has been asked twice
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,6 +239,31 @@ def test_cache_tells_of_the_slowest_download_and_keeps_the_size() -> None:
     }
 
 
+def test_a_model_counts_as_fetched_when_the_engine_begins_not_only_when_it_is_ready() -> None:
+    previous = status(world(starting("a"), downloads=(Download("a", "Downloading", 9, 9),)), NEW, {}, URL)
+    seen = status(world(starting("a", phase="Running")), NEW, previous, URL)
+    assert seen["cache"] == {"state": "Ready", "bytesTotal": 9, "bytesDone": 9}
+
+
+@pytest.mark.parametrize(
+    ("download", "words"),
+    [
+        (Download("a", "Downloading", None, 0, "waiting for another process"), "waiting for another process"),
+        (Download("a", "Downloading", 30 * 10**9, 6 * 10**9), "6.0 of 30.0 GB"),
+        (
+            Download("a", "Downloading", 30 * 10**9, 6 * 10**9, "", 1e8),
+            "6.0 of 30.0 GB, about 4 minutes left",
+        ),
+        (Download("a", "Downloading", 10**9, 10**9 - 1, "", 1e8), "about 1 minute left"),
+        (Download("a", "Downloading", 10**9, 0, "", 0.0), "none of it lately"),
+    ],
+)
+def test_the_condition_tells_how_far_the_model_is(download: Download, words: str) -> None:
+    waits = Download("b", "Downloading", None, 0)  # for a, on a volume they share
+    seen = world(starting("a"), starting("b"), downloads=(waits, download))
+    assert conditions(seen)["ModelCached"]["message"].endswith(words)
+
+
 @pytest.mark.parametrize(
     ("replicas", "state", "ready"), [((), "Pending", 0), ((starting("a"),), "Loading", 0), (TWO, "Ready", 2)]
 )
