@@ -20,6 +20,8 @@ from shoal_operator.action_events import event_of
 from shoal_operator.cluster import Cluster
 from shoal_operator.desired import config_map, desired_objects
 from shoal_operator.leader_worker_set import render_group
+from shoal_operator.loader_progress import PERIOD_S as LOADING_PERIOD_S
+from shoal_operator.loader_progress import LoaderProgress
 from shoal_operator.plan import Action, CreateReplica, Delete, Plan, Undrain, plan
 from shoal_operator.pod import render
 from shoal_operator.revision import revision_of
@@ -69,6 +71,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._scaler = Scaler(cluster)
+        self._loaders = LoaderProgress()
         self._checked: dict[str, Checked] = {}
 
     async def reconcile(self, key: str) -> float | None:
@@ -81,6 +84,7 @@ class Reconciler:
         deployment = LLMDeployment.parse(found)
         wanted = revision_of(deployment)
         world = await read_world(self._cluster, self._routers, deployment, self._clock())
+        world = replace(world, downloads=await self._loaders.read(world.replicas))
         rejected = await self._rejected(deployment, wanted, world)
         if rejected is None:
             world = await self._prepare(deployment, wanted, world)
@@ -102,6 +106,7 @@ class Reconciler:
             todo.requeue_after_s,
             None if deadline_s is None else deadline_s - world.now_s,
             SCALING_PERIOD_S if _is_scaled(world) else None,
+            LOADING_PERIOD_S if any(each.loading for each in world.replicas) else None,
         ]
         return min((max(0.1, each) for each in soon if each is not None), default=None)
 
