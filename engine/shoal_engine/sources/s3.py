@@ -7,6 +7,7 @@ finds no credentials, requests go unsigned, as public buckets want them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -95,7 +96,6 @@ class Bucket:
             asked = answer["HTTPHeaders"].get("retry-after", "")
             reason = error.response["Error"].get("Message", "")
             refuse_status(code, what, self._uri, f"{reason}; {self._hint}" if reason else self._hint, asked)
-            raise
         except (HTTPClientError, EndpointConnectionError, ConnectTimeoutError) as error:
             raise BrokenTransfer(f"{what}: {error}") from error
         except BotoCoreError as error:
@@ -106,6 +106,8 @@ def _connected() -> tuple[Any, str]:
     """A client, and what to do if it may not read. FetchError for an environment that botocore cannot read."""
     try:
         session = botocore.session.Session()
+        if region := os.environ.get("AWS_REGION"):  # what other AWS tools read, and botocore does not
+            session.set_config_variable("region", region)
         known = session.get_credentials() is not None
         config = Config(
             connect_timeout=CONNECT_S,
@@ -115,7 +117,7 @@ def _connected() -> tuple[Any, str]:
             response_checksum_validation="when_required",
             signature_version=None if known else UNSIGNED,
         )
-        client = session.create_client("s3", region_name=session.get_config_variable("region"), config=config)
+        client = session.create_client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise FetchError(f"the environment's AWS settings: {error}") from error
     if known:

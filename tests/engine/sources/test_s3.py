@@ -238,6 +238,13 @@ def test_a_store_of_the_users_own_gets_the_bucket_in_the_path(store, monkeypatch
     assert asked[0].startswith(f"http://minio.invalid:9000/{BUCKET}?")
 
 
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_the_region_of_the_environment_is_asked(store, monkeypatch, name):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv(name, "eu-north-1")
+    assert Bucket(URI)._client.meta.endpoint_url == "https://s3.eu-north-1.amazonaws.com"
+
+
 def test_no_store_at_all(store, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(FetchError, match="gave up after 3"):
