@@ -141,11 +141,10 @@ def able_to_scale(tally: Tally) -> Statement | None:
         return Statement("False", "InsufficientCapacity", _no_room(tally))
     if not _autoscales(tally):
         return None
-    if spec.autoscaling and spec.replicas > spec.autoscaling.max_replicas:
-        message = (
-            f"{spec.replicas} replicas are asked for: raise spec.autoscaling.maxReplicas to have more than"
-        )
-        return Statement("False", "TooManyReplicas", f"{message} {spec.autoscaling.max_replicas}")
+    if spec.autoscaling and max(spec.replicas, world.load_wants or 0) > spec.autoscaling.max_replicas:
+        limit = spec.autoscaling.max_replicas
+        message = f"more than {limit} replicas are asked for: raise spec.autoscaling.maxReplicas to have them"
+        return Statement("False", "TooManyReplicas", message)
     return Statement("True", "ReadyToScale", "the number of replicas can change")
 
 

@@ -125,6 +125,7 @@ class Reconciler:
             )
             if again is not None:
                 found, world = again, replace(world, deployment=LLMDeployment.parse(again))
+        world = replace(world, load_wants=scaled.decision.wanted)
         return found, world, {**previous, "autoscaling": scaled.status}
 
     async def _rejected(self, deployment: LLMDeployment, wanted: str, world: World) -> tuple[str, str] | None:

@@ -125,6 +125,7 @@ class World:
     downloads: tuple[Download, ...] = ()
     lws_served: bool = False  # the API server knows LeaderWorkerSet
     conflicting_autoscaler: str | None = None  # an HPA that targets this object, while autoscaling is on
+    load_wants: int | None = None  # replicas that the autoscaler would have without its bounds
     rejected: tuple[str, str] | None = (
         None  # what the API server said to the pod's dry run: (Reason, message)
     )

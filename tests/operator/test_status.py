@@ -122,6 +122,8 @@ CASES: list[tuple[str, str, str, World]] = [
     ("ScalingActive", "False", "StaleMetrics", world(replace(TWO[0], traffic=Traffic(2, 0, 2)), spec=AUTO)),
     ("AbleToScale", "True", "ReadyToScale", world(*TWO, spec=AUTO)),
     ("AbleToScale", "False", "TooManyReplicas", world(*TWO, spec=AUTO | {"replicas": 4})),
+    ("AbleToScale", "False", "TooManyReplicas", world(*TWO, spec=AUTO, load_wants=4)),
+    ("AbleToScale", "True", "ReadyToScale", world(*TWO, spec=AUTO, load_wants=3)),
     ("AbleToScale", "False", "InsufficientCapacity", world(STUCK)),
     ("AbleToScale", "False", "ConflictingAutoscaler", world(spec=AUTO, conflicting_autoscaler="HPA m")),
     ("Degraded", "True", "PodFailing", world(failing("Evicted"))),
