@@ -93,14 +93,15 @@ class Standing:
         since = replica.draining_since_s
         return since is not None and since + self.world.deployment.spec.drain.timeout_s <= self.world.now_s
 
-    def victim_order(self, replica: Replica) -> tuple[bool, bool, bool, int, float, str]:
-        """Sorts first what is missed least."""
+    def victim_order(self, replica: Replica) -> tuple[bool, bool, bool, int, float, int, str]:
+        """Sorts first what is missed least; among equals the newest, and of those born in one second the highest."""
         return (
             self.available(replica),
             self.useful(replica),
             self.wanted(replica),
             replica.traffic.in_flight,
             -replica.created_s,
+            -replica.slot,
             replica.name,
         )
 
