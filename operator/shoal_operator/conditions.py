@@ -11,6 +11,7 @@ from typing import Final, Literal, cast
 
 from shoal_api.acceptance import rejections
 from shoal_api.exit_codes import ExitCode
+from shoal_api.names import CONTAINER_ENGINE
 from shoal_api.status import ConditionType, Reason
 from shoal_operator.pod_failures import CRASH_LOOP, IMAGE_PULL, OOM_KILLED, WORDS
 from shoal_operator.tally import Tally
@@ -52,7 +53,9 @@ def accepted(tally: Tally) -> Statement:
 
 
 def _verdict(tally: Tally, failure: PodFailure) -> Reason | None:
-    """What an engine that ended says of the spec."""
+    """What an engine that ended says of the spec; a loader speaks of a store, which is ModelCached's."""
+    if failure.container != CONTAINER_ENGINE:
+        return None
     if failure.exit_code == ExitCode.MODEL:
         return "ModelNotSupported"
     if failure.exit_code == ExitCode.USAGE:

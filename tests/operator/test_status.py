@@ -81,6 +81,7 @@ CASES: list[tuple[str, str, str, World]] = [
     *(("SpecAccepted", "False", each, world(rejected=(each, "no"))) for each in REJECTED),
     ("SpecAccepted", "False", "ModelNotMounted", world(spec={"model": {"uri": "file:///models/x"}})),
     ("SpecAccepted", "False", "ModelNotSupported", world(failing("ModelRefused", ExitCode.MODEL))),
+    ("SpecAccepted", "True", "Accepted", world(failing("ModelRefused", ExitCode.MODEL, "model-loader"))),
     ("SpecAccepted", "False", "ModelDoesNotFit", world(failing("OutOfMemory", ExitCode.OUT_OF_MEMORY))),
     ("SpecAccepted", "True", "Accepted", world(failing("OutOfMemory", ExitCode.OUT_OF_MEMORY), serving("a"))),
     ("SpecAccepted", "True", "Accepted", world(replace(failing("ModelRefused", 3), revision=OLD))),
