@@ -1,0 +1,87 @@
+"""An engine dies by SIGKILL while a client streams. Requests that had not begun to answer lose nothing.
+
+Those that had get a typed error within two seconds: what was said cannot be taken back, and resuming is not built yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e.deployment import Deployment
+from e2e.kubectl import Cluster
+from e2e.load_client import Record
+from e2e.processes import kill, pids_of
+from e2e.under_load import Load
+from e2e.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+ERROR_WITHIN_S = 2.0
+TYPED = {"replica_lost", "engine_unavailable"}  # the router's word, and a dying engine's own
+
+
+@pytest.fixture(scope="module")
+def deployment(cluster: Cluster, installed: None) -> Iterator[Deployment]:
+    made = Deployment(cluster, "kill", replicas=2)
+    made.apply()
+    try:
+        made.wait_settled(2)
+        yield made
+    finally:
+        made.delete()
+
+
+@pytest.mark.parametrize("words", ["", "--socket-fd"], ids=["every process", "engine process"])
+def test_sigkill(words: str, deployment: Deployment, router_url: str, request: pytest.FixtureRequest) -> None:
+    """Of the victim's processes those whose command line has `words` are killed."""
+    title = f"SIGKILL of {request.node.callspec.id} of an engine pod"
+    load = Load(title, router_url, [deployment.name], max_tokens=48).start()
+    try:
+        victim = busy_pod(deployment, load)
+        pids = pids_of(victim["metadata"]["uid"], words)
+        restarts = restarts_of(deployment)
+        killed_s = time.time()
+        kill(pids)
+        wait_until(
+            lambda: restarts_of(deployment) > restarts, "the engine starts again", 60.0, deployment.describe
+        )
+        deployment.wait_settled(2)
+        time.sleep(5)
+    finally:
+        total = load.stop()
+    late = [(each.ended_s or 0.0) - killed_s for each in total.failed]
+    print(
+        f"\n{len(late)} answers were cut; their errors came after {', '.join(f'{each:.2f} s' for each in late)}"
+    )
+    assert [str(each) for each in total.failed if not is_cut_answer(each, killed_s)] == []
+    assert len({each.replica for each in load.records if each.sent_s > killed_s and not each.failed}) == 2
+
+
+def is_cut_answer(record: Record, killed_s: float) -> bool:
+    """Its text had begun, and it ended in time with an error of the API, never as if it were whole."""
+    in_time = record.ended_s is not None and record.ended_s - killed_s <= ERROR_WITHIN_S
+    return (
+        record.started and record.sent_s < killed_s and in_time and record.error in TYPED and not record.done
+    )
+
+
+def busy_pod(deployment: Deployment, load: Load) -> dict[str, Any]:
+    """The pod that answered last."""
+
+    def found() -> dict[str, Any] | None:
+        replicas = [each.replica for each in list(load.records)[-8:] if each.replica]
+        return next(
+            (pod for pod in deployment.pods() if replicas and pod["metadata"]["name"] == replicas[-1]), None
+        )
+
+    time.sleep(4)
+    return wait_until(found, "a pod that answers", 30.0)
+
+
+def restarts_of(deployment: Deployment) -> int:
+    statuses = [each for pod in deployment.pods() for each in pod["status"].get("containerStatuses", ())]
+    return sum(each["restartCount"] for each in statuses)

@@ -1,0 +1,29 @@
+"""1 -> 3 -> 1 replicas while a client streams: nobody notices."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from e2e.deployment import Deployment
+from e2e.kubectl import Cluster
+from e2e.under_load import under_load
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_one_three_one(cluster: Cluster, installed: None, router_url: str) -> None:
+    deployment = Deployment(cluster, "scaling", replicas=1)
+    deployment.apply()
+    try:
+        deployment.wait_settled(1)
+        with under_load("scaling 1-3-1", router_url, ["scaling"]) as load:
+            deployment.scale(3)
+            deployment.wait_settled(3)
+            time.sleep(5)  # all three get their share
+            deployment.scale(1)
+            deployment.wait_settled(1)
+        assert len({each.replica for each in load.records}) == 3
+    finally:
+        deployment.delete()

@@ -1,0 +1,99 @@
+"""Load in the background of a scenario: `with under_load(...)` ends in a line of figures, and in no failed request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Self
+
+from e2e.load_client import LoadClient, Record, Summary, summary
+
+RATE = float(os.environ.get("E2E_RATE", "6"))
+HISTORY = Path(os.environ.get("E2E_OUT", Path(__file__).parents[1] / ".cluster" / "e2e"))
+SHOWN = 10  # failed requests of a report
+
+
+class Load:
+    """A load client in a thread, so that a scenario can be written as plain steps."""
+
+    def __init__(self, title: str, url: str, models: Sequence[str], max_tokens: int = 16) -> None:
+        self.title = title
+        self.records: list[Record] = []
+        self._url, self._models, self._max_tokens = url, models, max_tokens
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def start(self) -> Self:
+        self._thread.start()
+        self._begun.wait()
+        return self
+
+    def stop(self) -> Summary:
+        """Sends nothing more, waits for the last answer, prints the figures and writes the history."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        return report(self.title, self.records)
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with LoadClient(f"{self._url}/v1", self._models, max_tokens=self._max_tokens) as client:
+            self.records = client.records
+            self._begun.set()
+            await client.run(RATE, self._stop)
+
+
+@contextmanager
+def under_load(title: str, url: str, models: Sequence[str]) -> Iterator[Load]:
+    """Load before, while and after what happens inside; AssertionError if one request failed."""
+    load = Load(title, url, models).start()
+    try:
+        time.sleep(3)
+        yield load
+        time.sleep(3)
+    finally:
+        total = load.stop()
+    assert not total.failed, failures(total)
+    assert total.streams > 0
+    assert total.requests > total.streams
+
+
+def report(title: str, records: Sequence[Record]) -> Summary:
+    """Prints one line; the history of every request goes to $E2E_OUT."""
+    total = summary(records)
+    print(f"\n{title}: {total}", flush=True)
+    HISTORY.mkdir(parents=True, exist_ok=True)
+    history = HISTORY / f"{title.replace(' ', '-')}.jsonl"
+    history.write_text("".join(json.dumps(asdict(each)) + "\n" for each in records))
+    return total
+
+
+def failures(total: Summary) -> str:
+    return "\n".join([f"{len(total.failed)} failed:", *map(str, total.failed[:SHOWN])])
+
+
+def burst(title: str, url: str, model: str, count: int) -> Summary:
+    """`count` requests at once, until the last has ended."""
+
+    async def run() -> list[Record]:
+        async with LoadClient(f"{url}/v1", [model]) as client:
+            await client.burst(count)
+            return client.records
+
+    return report(title, asyncio.run(run()))
+
+
+def ask(url: str, model: str) -> Record:
+    """One plain request."""
+
+    async def run() -> Record:
+        async with LoadClient(f"{url}/v1", [model], max_tokens=4) as client:
+            return await client.ask(model, streamed=False)
+
+    return asyncio.run(run())
