@@ -28,6 +28,7 @@ from shoal_engine.sources.remote import WEIGHTS, BrokenTransfer, FetchError, Rem
 from shoal_engine.sources.transfer import CONNECT_S, SILENCE_S, refuse_status
 
 CHUNK_BYTES = 1 << 20
+CHANGED = "{} was changed while it was loaded; fetch it again"
 
 
 class Bucket:
@@ -57,14 +58,20 @@ class Bucket:
 
     def read(self, file: RemoteFile, offset: int) -> Generator[bytes, None, None]:
         """Of the very object that was listed: one written over it since is refused."""
-        body = self._asked(
+        answer = self._asked(
             self._client.get_object,
             Bucket=self._bucket,
             Key=file.address,
             IfMatch=file.version,
             **({"Range": f"bytes={offset}-"} if offset else {}),
-        )["Body"]
+        )
+        body = answer["Body"]
         try:
+            # Not every store of this protocol heeds both headers, and nothing later would find the wrong bytes.
+            if answer["ETag"] != file.version:
+                raise FetchError(CHANGED.format(f"s3://{self._bucket}/{file.address}"))
+            if offset and not answer.get("ContentRange", "").startswith(f"bytes {offset}-"):
+                raise FetchError(f"{self._uri}: this store cannot send the rest of {file.name} alone")
             yield from body.iter_chunks(CHUNK_BYTES)
         except (HTTPClientError, IncompleteReadError, HTTPError) as error:
             raise BrokenTransfer(f"{file.name}: {error}") from error
@@ -92,7 +99,7 @@ class Bucket:
             answer = error.response["ResponseMetadata"]
             code = int(answer["HTTPStatusCode"])
             if code == 412:
-                raise FetchError(f"{what} was changed while it was loaded; fetch it again") from error
+                raise FetchError(CHANGED.format(what)) from error
             asked = answer["HTTPHeaders"].get("retry-after", "")
             reason = error.response["Error"].get("Message", "")
             refuse_status(code, what, self._uri, f"{reason}; {self._hint}" if reason else self._hint, asked)

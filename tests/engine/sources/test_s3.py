@@ -39,7 +39,7 @@ def store(server, monkeypatch):
     server.client.delete_bucket_policy(Bucket=BUCKET)
     for each in server.client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
         server.client.delete_object(Bucket=BUCKET, Key=each["Key"])
-    for used in (server.requests, server.statuses, server.break_after):
+    for used in (server.requests, server.statuses, server.break_after, server.deaf_to):
         used.clear()
     return server
 
@@ -175,7 +175,18 @@ def test_the_record_is_there_before_the_first_byte(store, tmp_path):
     assert seen == [True, True]
 
 
-def test_an_object_that_changes_while_it_is_loaded_is_refused(store, tmp_path):
+def test_a_store_that_ignores_ranges_spoils_nothing(store, tmp_path):
+    store.put(FILES)
+    interrupted(store, tmp_path)
+    store.deaf_to.add("Range")
+    with pytest.raises(FetchError, match="cannot send the rest"):
+        load(tmp_path)
+    assert on_disk(tmp_path)["model.safetensors"] == WEIGHTS[:100_000]
+
+
+@pytest.mark.parametrize("deaf_to", [(), ("If-Match",)])
+def test_an_object_that_changes_while_it_is_loaded_is_refused(store, tmp_path, deaf_to):
+    store.deaf_to.update(deaf_to)
     store.put({"model.safetensors": WEIGHTS})
     source = Bucket(URI)
     files = source.files()
