@@ -54,9 +54,9 @@ class Router:
         self.metrics = Metrics()
         self.demand = Demand(now)
         self._ratios = BytesPerToken()
-        self._models = ModelTable(self.endpoints)
+        self._models = ModelTable(self.endpoints, settings.routing)
         self._health = Health(settings.health, self.endpoints, now=now, on_restart=self._forget)
-        placer = Placer(self._models, self.index, self._ratios, settings.routing, rng.randrange)
+        placer = Placer(self._models, self.index, self._ratios, rng.randrange)
         self._held = Held(self._models, self.demand, now)
         self._proxy = Proxy(
             settings.proxy,
@@ -171,7 +171,7 @@ class Router:
     # Replicas
 
     def _reconcile(self, addresses: Iterable[Address]) -> None:
-        self._models.deployments = self.discovery.deployments
+        self._models.set_deployments(self.discovery.deployments)
         self.endpoints.reconcile(addresses)
 
     def _make_pool(self, address: Address) -> Pool:

@@ -8,9 +8,11 @@ nothing about health: an address may be down and come up later.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
+
+from shoal_router.routing import Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,9 @@ class Deployment:
     models: tuple[str, ...]
     hold_s: float = 0.0  # how long a request waits for a first replica; 0 refuses it at once
     max_held: int = 0
-    max_num_seqs: int = 0  # requests that one replica computes at once; 0 while unknown
+    max_num_seqs: int = 0  # requests that one replica is to compute at once; 0 leaves it to the engine
+    routing: Routing = field(default_factory=Routing)
+    created: str = ""  # RFC 3339, so that text order is that of time
 
 
 Changed = Callable[[Iterable[Address]], None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from shoal_router import standing as standings
 from shoal_router.discovery import Address
@@ -27,6 +28,8 @@ class Report:
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0  # share of the cache in use, 0 to 1
+    max_num_seqs: int = 0  # requests that it computes at once; 0 while unknown
+    max_requests: int = 0  # these and the waiting ones, above which it refuses; 0 while unknown
     started_at_s: float = 0.0  # changes when the engine restarts
 
 
@@ -62,6 +65,7 @@ class Endpoint:
         default_factory=dict
     )  # stamps of requests without a first byte, oldest first
     elsewhere: int = 0  # requests it has from others, when last asked
+    ceiling: float = inf  # requests at which it is full, as it said or as it showed since
     removed: bool = False
     tally: Tally = field(default_factory=Tally)
 
@@ -82,6 +86,10 @@ class Endpoint:
     @property
     def cordoned(self) -> bool:
         return self.address.cordoned
+
+    @property
+    def has_room(self) -> bool:
+        return self.in_flight + self.elsewhere < self.ceiling
 
     def serves(self, model: str) -> bool:
         return any(name == model for name, _ in self.report.models)

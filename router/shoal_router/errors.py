@@ -10,6 +10,7 @@ RouterError
 ├── BodyTooLarge          413  more body than the router accepts
 ├── EncodingNotSupported  415  compressed request bodies are refused
 ├── ExpectationFailed     417  an Expect other than 100-continue
+├── ReplicasFull          429  every replica has all that it takes, and the time or room to wait is used up
 ├── HeadTooLarge          431  too many or too long header lines
 ├── BadReply              502  a replica answered something that is not one HTTP reply
 ├── NoReplicaReady        503  the model is known, nobody can take the request now; come back later
@@ -109,6 +110,13 @@ class ExpectationFailed(RouterError):
     status = 417
     type = "invalid_request_error"
     code = "expectation_failed"
+
+
+class ReplicasFull(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retry_after_s = 1
 
 
 class HeadTooLarge(RouterError):

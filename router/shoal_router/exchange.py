@@ -9,15 +9,15 @@ request costs no task and no timer unless a connection has to be opened.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING
 
 from shoal_router.connection import ClientConnection
 from shoal_router.endpoints import Endpoint
-from shoal_router.errors import BadReply, NoReplicaReady, ReplicaLost, ReplicaTimeout, RouterError
+from shoal_router.errors import BadReply, ReplicaLost, ReplicasFull, ReplicaTimeout, RouterError
 from shoal_router.failure import Failure, error_of
 from shoal_router.placement import Placement
 from shoal_router.prompt import Prompt, Work
+from shoal_router.refusal import Refusal, may_be_refusal
 from shoal_router.relay import Relay
 from shoal_router.request import Request
 from shoal_router.retry import FRESH, STALE_WITHIN_S, may_retry
@@ -29,9 +29,7 @@ from shoal_router.usage import read_usage
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
 
-MAX_HELD_BYTES = 64 * 1024
 CLIENT_CLOSED_REQUEST = 499  # in metrics only; nobody is there to receive it
-_NOT_BEGUN = re.compile(rb'"code"\s*:\s*"(?:draining|engine_unavailable)"')
 
 
 class Exchange:
@@ -43,18 +41,19 @@ class Exchange:
         "_connecting",
         "_connection",
         "_failure",
-        "_held",
         "_history",
         "_last_piece_s",
         "_placement",
         "_prompt",
         "_proxy",
+        "_refusal",
         "_relay",
         "_request",
         "_reused",
         "_sent_s",
-        "_started_s",
         "_tried",
+        "started_s",
+        "waits_until_s",
     )
 
     def __init__(self, proxy: Proxy, client: ClientConnection, request: Request, prompt: Prompt) -> None:
@@ -62,7 +61,8 @@ class Exchange:
         self._client = client
         self._request = request
         self._prompt = prompt
-        self._started_s = self._sent_s = self._last_piece_s = proxy.now()
+        self.started_s = self._sent_s = self._last_piece_s = proxy.now()
+        self.waits_until_s = 0.0
         self._history = FRESH
         self._tried: list[Endpoint] = []
         self._failure: RouterError | None = None  # of the last attempt
@@ -70,7 +70,7 @@ class Exchange:
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._reused = self._blocked = False
-        self._held: tuple[ReplyHead, list[bytes]] | None = None  # a 503 that may yet be repeated elsewhere
+        self._refusal: Refusal | None = None  # may yet be repeated elsewhere
         self._relay: Relay | None = None  # set when the reply is committed
 
     # Attempts
@@ -80,9 +80,10 @@ class Exchange:
         try:
             placement = self._placement = self._proxy.placer.place(self._prompt, self._tried)
         except RouterError as error:
-            new = self._failure is None and isinstance(error, NoReplicaReady)
-            if not (new and self._proxy.held.hold(self, self._prompt.model)):
-                self.refuse(self._failure or error)
+            if self._failure is not None and not isinstance(error, ReplicasFull):
+                self.refuse(self._failure)
+            else:
+                self._proxy.held.wait(self, self._prompt.model, error)
             return
         # After a stale connection a fresh one: the others in the pool may be as old.
         pool = placement.endpoint.pool
@@ -118,6 +119,12 @@ class Exchange:
         """An attempt ended before anything was committed: repeat it elsewhere or give up."""
         proxy = self._proxy
         endpoint = self._end_attempt()
+        if failure is Failure.FULL:
+            # No fault, and no retry that the budget counts: the next report, or an end there, opens it again.
+            endpoint.ceiling = endpoint.in_flight + endpoint.elsewhere
+            proxy.metrics.retries[failure] += 1
+            self.attempt()
+            return
         if failure is Failure.REFUSED:
             proxy.observe(endpoint, Outcome.NOT_READY)
         elif failure is not Failure.STALE:
@@ -140,8 +147,10 @@ class Exchange:
         """Take the request off its replica's account."""
         placement = self._placement
         assert placement is not None
-        self._placement = self._connection = self._held = None
+        self._placement = self._connection = self._refusal = None
         placement.endpoint.discharge(placement.uncached_tokens, placement.stamp)
+        if self._proxy.held.queues:
+            self._proxy.held.changed()
         return placement.endpoint
 
     def refuse(self, error: RouterError) -> None:
@@ -152,28 +161,23 @@ class Exchange:
     # The reply: what UpstreamConnection calls
 
     def reply_started(self, head: ReplyHead, body: bytes) -> None:
-        if head.status == 503:
-            self._held = (head, [body])  # the body tells whether the replica has begun
+        if may_be_refusal(head):
+            self._refusal = Refusal(head, body)
         else:
             self._commit(head, body)
 
     def reply_data(self, data: bytes) -> None:
         if self._relay is not None:
             self._relay.piece(data)
-        elif self._held is not None:
-            head, pieces = self._held
-            pieces.append(data)
-            if sum(map(len, pieces)) > MAX_HELD_BYTES:
-                self._commit(head, b"".join(pieces))
+        elif self._refusal is not None and not self._refusal.add(data):
+            self._commit(self._refusal.head, self._refusal.body)
 
     def reply_ended(self) -> None:
-        if self._held is not None:
-            head, pieces = self._held
-            body = b"".join(pieces)
-            if _NOT_BEGUN.search(body):
-                self._failed(Failure.REFUSED)
+        if self._refusal is not None:
+            if (failure := self._refusal.failure()) is not None:
+                self._failed(failure)
                 return
-            self._commit(head, body)
+            self._commit(self._refusal.head, self._refusal.body)
         assert self._relay is not None
         assert self._placement is not None
         if self._prompt.work is Work.GENERATE:
@@ -193,7 +197,7 @@ class Exchange:
             )
         elif isinstance(error, BadReply):
             self._failed(Failure.BAD_REPLY, error)
-        elif self._reused and self._held is None and self._proxy.now() - self._sent_s < STALE_WITHIN_S:
+        elif self._reused and self._refusal is None and self._proxy.now() - self._sent_s < STALE_WITHIN_S:
             self._failed(Failure.STALE, error)
         else:
             self._failed(Failure.LOST, error)
@@ -202,7 +206,7 @@ class Exchange:
         """From here on the client sees this replica's reply."""
         placement = self._placement
         assert placement is not None
-        self._held = None
+        self._refusal = None
         self._request.body = b""  # it is sent nowhere else, and streams may last
         endpoint = placement.endpoint
         endpoint.first_byte(placement.uncached_tokens, placement.stamp)
@@ -210,7 +214,7 @@ class Exchange:
         fault = head.status >= 500 and head.status != 503
         self._proxy.observe(endpoint, Outcome.SOFT_FAULT if fault else Outcome.SUCCESS)
         self._last_piece_s = now = self._proxy.now()
-        self._proxy.metrics.first_byte.observe(now - self._started_s)
+        self._proxy.metrics.first_byte.observe(now - self.started_s)
         self._relay = Relay(self._client, head, http10=self._request.http10)
         added = b"x-shoal-replica: %b\r\nx-request-id: %b\r\n" % (endpoint.label, self._request.request_id)
         self._relay.start(body, added)
@@ -263,7 +267,7 @@ class Exchange:
             self._last_piece_s = now
         late = overdue(
             self._proxy.settings.timeouts,
-            age_s=now - self._started_s,
+            age_s=now - self.started_s,
             waited_s=now - self._sent_s if relay is None and self._prompt.stream else None,
             silent_s=now - self._last_piece_s if relay is not None else None,
         )
@@ -288,7 +292,8 @@ class Exchange:
     def _close_books(self, status: int) -> None:
         proxy = self._proxy
         proxy.active.discard(self)
-        proxy.held.drop(self)
+        if proxy.held.queues:
+            proxy.held.drop(self, self._prompt.model)
         proxy.demand.ended(self._prompt.model)
         proxy.retrying -= self._history.retries > 0
-        proxy.metrics.finished(self._prompt.model, status, proxy.now() - self._started_s)
+        proxy.metrics.finished(self._prompt.model, status, proxy.now() - self.started_s)

@@ -18,6 +18,7 @@ class Failure(StrEnum):
     LOST = "lost"  # the replica closed or reset the connection with the request on it
     TIMEOUT = "timeout"  # no first byte in time
     REFUSED = "refused"  # 503: the replica is draining or its engine is gone, and has not begun
+    FULL = "full"  # 429: the replica has no room, and has not begun
     BAD_REPLY = "bad_reply"  # not HTTP
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 import msgspec
 
 from shoal_router import standing as standings
 from shoal_router.control import Fetched, fetch
-from shoal_router.endpoints import Endpoint, EndpointSet, Report
+from shoal_router.endpoints import Endpoint, EndpointSet
+from shoal_router.engine_metrics import read_metrics
 from shoal_router.errors import BadReply
 from shoal_router.models import read_listing
 from shoal_router.standing import Outcome, State
@@ -25,37 +26,6 @@ from shoal_router.standing import Outcome, State
 log = logging.getLogger(__name__)
 
 MODELS_EVERY = 5  # health checks; and whenever a replica becomes ready
-
-_RUNNING = re.compile(rb"^vllm:num_requests_running(?:\{[^}]*\})? (\S+)", re.MULTILINE)
-_WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{[^}]*\})? (\S+)", re.MULTILINE)
-_KV_USAGE = re.compile(rb"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? (\S+)", re.MULTILINE)
-_CACHE = re.compile(rb"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
-_STARTED = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
-_BLOCKS = re.compile(rb'num_gpu_blocks="(\d+)"')
-_BLOCK_SIZE = re.compile(rb'block_size="(\d+)"')
-
-
-def read_metrics(text: bytes, before: Report) -> Report:
-    """`before` with what an engine's /metrics says of load and cache; what it does not say stays."""
-    kv_tokens = 0
-    for labels in _CACHE.findall(text):
-        blocks, size = _BLOCKS.search(labels), _BLOCK_SIZE.search(labels)
-        if blocks and size:
-            kv_tokens += int(blocks[1]) * int(size[1])
-    usage = [float(value) for value in _KV_USAGE.findall(text)]
-    started = [float(value) for value in _STARTED.findall(text)]
-    return replace(
-        before,
-        running=_sum(_RUNNING, text),
-        waiting=_sum(_WAITING, text),
-        kv_usage=max(usage, default=0.0),
-        kv_tokens=kv_tokens or before.kv_tokens,
-        started_at_s=started[0] if started else before.started_at_s,
-    )
-
-
-def _sum(pattern: re.Pattern[bytes], text: bytes) -> int:
-    return round(sum(float(value) for value in pattern.findall(text)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +157,7 @@ class Health:
         # Own requests come and go while it answers; only what exceeds both counts is surely somebody else's.
         own = max(own, endpoint.in_flight)
         endpoint.elsewhere = max(0, report.running + report.waiting - own)
+        endpoint.ceiling = report.max_requests or inf
         if before.started_at_s and report.started_at_s != before.started_at_s:
             log.info("replica %s has restarted; its cache is empty", endpoint.name)
             self._on_restart(endpoint)

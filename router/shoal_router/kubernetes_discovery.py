@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
+from dataclasses import replace
 
 from shoal_api import names
 from shoal_api.kube import ApiServer, Object
 from shoal_api.mirror import Mirror
 from shoal_api.spec import InvalidManifest, LLMDeployment
 from shoal_router.discovery import Address, Changed, Deployment
+from shoal_router.routing import Routing
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +66,20 @@ def deployment_of(found: Object) -> Deployment:
         hold_s=cold.hold_s if holds else 0.0,
         max_held=cold.max_queued if holds else 0,
         max_num_seqs=spec.engine.max_num_seqs or 0,
+        routing=Routing.from_options(spec.routing),
+        created=found["metadata"].get("creationTimestamp", ""),
     )
+
+
+def claimed(deployments: Iterable[Deployment]) -> tuple[Deployment, ...]:
+    """Oldest first, each without the names that an older one has: a name is served by one deployment."""
+    taken: set[str] = set()
+    left = []
+    for each in sorted(deployments, key=lambda each: (each.created, each.namespace, each.name)):
+        own = tuple(model for model in each.models if model not in taken)
+        taken.update(own)
+        left.append(replace(each, models=own))
+    return tuple(left)
 
 
 class KubernetesDiscovery:
@@ -76,6 +92,7 @@ class KubernetesDiscovery:
         self._publishing: asyncio.Handle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._deployments: dict[str, Deployment] = {}
+        self._claimed: tuple[Deployment, ...] = ()
         self._pods: list[Mirror] = []
         self._mirrors: list[Mirror] = []
         self._namespaces = tuple(dict.fromkeys(namespaces or (api.namespace,)))
@@ -85,7 +102,7 @@ class KubernetesDiscovery:
 
     @property
     def deployments(self) -> tuple[Deployment, ...]:
-        return tuple(self._deployments[key] for key in sorted(self._deployments))
+        return self._claimed
 
     @property
     def synced(self) -> bool:
@@ -119,6 +136,7 @@ class KubernetesDiscovery:
         self._publish_soon()
 
     def _deployment_changed(self, key: str, found: Object | None) -> None:
+        before = self._deployments.get(key)
         if found is None:
             self._deployments.pop(key, None)
         else:
@@ -126,6 +144,14 @@ class KubernetesDiscovery:
                 self._deployments[key] = deployment_of(found)
             except InvalidManifest as error:  # its pods run on; what was known before stays
                 log.warning("LLMDeployment %s cannot be read: %s", key, error)
+        if self._deployments.get(key) == before:
+            return  # its status changes much more often than what it serves
+        self._claimed = claimed(self._deployments.values())
+        for each in self._claimed:
+            if (each.namespace, each.name) == tuple(key.split("/")):
+                lost = set(self._deployments[key].models) - set(each.models)
+                if lost:
+                    log.warning("%s: an older LLMDeployment is served as %s", key, ", ".join(sorted(lost)))
         self._publish_soon()
 
     def _publish_soon(self) -> None:

@@ -87,12 +87,16 @@ class Metrics:
 
 def _endpoints(endpoints: list[Endpoint], index: PrefixIndex) -> Iterator[str]:
     def each(value: Mapping[Endpoint, float]) -> dict[str, float]:
-        return {_labels(replica=endpoint.name): number for endpoint, number in value.items()}
+        return {_labels(replica=endpoint.address.key): number for endpoint, number in value.items()}
 
     yield from _gauge(
         "replica_state",
         "1 for the state that the replica is in.",
-        {_labels(replica=e.name, state=state): int(e.state is state) for e in endpoints for state in State},
+        {
+            _labels(replica=e.address.key, state=state): int(e.state is state)
+            for e in endpoints
+            for state in State
+        },
     )
     gauges = {
         "replica_in_flight": ("Requests sent and not ended.", {e: e.in_flight for e in endpoints}),

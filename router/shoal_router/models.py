@@ -12,7 +12,8 @@ import msgspec
 
 from shoal_router.discovery import Deployment
 from shoal_router.endpoints import Endpoint
-from shoal_router.errors import BadRequest, ModelNotFound, NoReplicaReady
+from shoal_router.errors import BadRequest, ModelNotFound, NoReplicaReady, ReplicasFull
+from shoal_router.routing import Routing
 from shoal_router.standing import State
 
 _ROUTABLE = (State.HEALTHY, State.HALF_OPEN)
@@ -36,13 +37,21 @@ def read_listing(body: bytes) -> tuple[tuple[str, bytes], ...]:
 
 
 class ModelTable:
-    """Model -> replicas, computed when first asked after a change."""
+    """Model -> replicas, computed when first asked after a change. `routing` is for models without a deployment."""
 
-    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+    def __init__(self, endpoints: Iterable[Endpoint], routing: Routing | None = None) -> None:
         self._endpoints = endpoints
+        self._default = routing or Routing()
         self._routable: dict[str, tuple[Endpoint, ...]] = {}
         self._known: dict[str, None] | None = None
-        self.deployments: tuple[Deployment, ...] = ()
+        self._owners: dict[str, Deployment] = {}
+        self._routing: dict[str, Routing] = {}
+
+    def set_deployments(self, deployments: Iterable[Deployment]) -> None:
+        """Those there are now; no two of them have a model in common."""
+        self._owners = {model: deployment for deployment in deployments for model in deployment.models}
+        self._routing = {model: deployment.routing for model, deployment in self._owners.items()}
+        self.changed()
 
     def changed(self) -> None:
         """A standing, a report or the membership has changed."""
@@ -53,16 +62,34 @@ class ModelTable:
         """Ids of all known models, sorted, as keys."""
         if self._known is None:
             names = {name for endpoint in self._endpoints for name, _ in endpoint.report.models}
-            names.update(name for deployment in self.deployments for name in deployment.models)
+            names.update(self._owners)
             self._known = dict.fromkeys(sorted(names))
         return self._known
+
+    def owner(self, model: str) -> Deployment | None:
+        """The deployment that the name belongs to, if there is one."""
+        return self._owners.get(model)
+
+    def family(self, model: str) -> tuple[str, ...]:
+        """The names that are served by the same replicas as far as is known."""
+        owner = self._owners.get(model)
+        return (model,) if owner is None else owner.models
+
+    def routing(self, model: str) -> Routing:
+        return self._routing.get(model, self._default)
+
+    def full(self, model: str) -> ReplicasFull:
+        """What is told when every routable replica of a model has all the requests that it takes."""
+        after_s = self.routing(model).retry_after_s
+        return ReplicasFull(f"every replica of '{model}' is full; try again later", retry_after_s=after_s)
 
     def listing(self) -> bytes:
         """The merged /v1/models reply: each model once, as the first replica that lists it describes it."""
         entries: dict[str, msgspec.Raw] = {}
         for endpoint in self._endpoints:
             for name, raw in endpoint.report.models:
-                entries.setdefault(name, msgspec.Raw(raw))
+                if self._may_serve(endpoint, name):
+                    entries.setdefault(name, msgspec.Raw(raw))
         for name in self.known():
             if name not in entries:
                 entries[name] = msgspec.Raw(_describe(name))
@@ -72,7 +99,7 @@ class ModelTable:
         """The JSON object of one model. Raises ModelNotFound."""
         for endpoint in self._endpoints:
             for name, raw in endpoint.report.models:
-                if name == model:
+                if name == model and self._may_serve(endpoint, name):
                     return raw
         if model in self.known():
             return _describe(model)
@@ -104,7 +131,7 @@ class ModelTable:
         return next(iter(known))
 
     def _find(self, model: str) -> tuple[Endpoint, ...]:
-        serving = [endpoint for endpoint in self._endpoints if endpoint.serves(model)]
+        serving = [each for each in self._endpoints if each.serves(model) and self._may_serve(each, model)]
         if not serving:
             if model in self.known():
                 raise NoReplicaReady(f"no replica of '{model}' has loaded it yet; try later")
@@ -115,6 +142,11 @@ class ModelTable:
         if not left:
             raise NoReplicaReady(f"no replica of '{model}' is ready: loading, draining or down; try later")
         return tuple(left)
+
+    def _may_serve(self, endpoint: Endpoint, model: str) -> bool:
+        """A name belongs to one deployment, whatever pods of others say that they serve."""
+        owner, address = self._owners.get(model), endpoint.address
+        return owner is None or (owner.namespace, owner.name) == (address.namespace, address.deployment)
 
     def _not_found(self, model: str) -> ModelNotFound | NoReplicaReady:
         known = self.known()

@@ -6,7 +6,6 @@ Sends nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -14,9 +13,10 @@ from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import NoReplicaReady
 from shoal_router.models import ModelTable
-from shoal_router.policy import Candidate, Weights, choose
+from shoal_router.policy import Candidate, choose
 from shoal_router.prefix_index import PrefixIndex
-from shoal_router.prompt import Prompt
+from shoal_router.prompt import Prompt, Work
+from shoal_router.routing import Routing
 from shoal_router.standing import State
 from shoal_router.usage import BytesPerToken, Usage
 
@@ -36,15 +36,6 @@ class Placement(msgspec.Struct, frozen=True):
     believed_stamp: int  # last use of the deepest block believed cached; 0 when there is none to contradict
 
 
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """How to choose: weights, the number of the block whose hash has a home, and whether caches count."""
-
-    weights: Weights = field(default_factory=Weights)
-    home_block: int = 0
-    prefer_cached: bool = True
-
-
 class Placer:
     """Chooses replicas; `pick(n)` draws from range(n)."""
 
@@ -53,19 +44,21 @@ class Placer:
         models: ModelTable,
         index: PrefixIndex,
         ratios: BytesPerToken,
-        routing: Routing,
         pick: Callable[[int], int],
     ) -> None:
         self._models = models
         self._index = index
         self._ratios = ratios
-        self._routing = routing
         self._pick = pick
 
     def place(self, prompt: Prompt, tried: Collection[Endpoint]) -> Placement:
-        """Choose a replica that was not tried and charge it. Raises ModelNotFound or NoReplicaReady."""
+        """Choose a replica that was not tried and charge it.
+
+        Raises ModelNotFound, NoReplicaReady or ReplicasFull.
+        """
         endpoints = self._eligible(prompt, tried)
-        chain = prompt.chain if self._routing.prefer_cached else []
+        routing = self._models.routing(prompt.model)
+        chain = prompt.chain if routing.prefer_cached else []
         depths = self._index.match(chain) if chain else {}
         per_token = self._ratios.of(prompt.model)
         block_tokens = BLOCK_BYTES / per_token
@@ -79,8 +72,15 @@ class Placer:
             )
             for endpoint in endpoints
         ]
-        home = self._home(chain, depths) if chain else None
-        at = choose(tokens, candidates, self._routing.weights, home, self._pick)
+        home = _home(chain, depths, routing) if chain else None
+        at = choose(tokens, candidates, routing.weights, home, self._pick)
+        # Tokens are counted beside the engine's batch, which may be as full as it likes.
+        if not endpoints[at].has_room and prompt.work is not Work.TOKENIZE:
+            roomy = [i for i, each in enumerate(endpoints) if each.has_room]
+            if not roomy:
+                raise self._models.full(prompt.model)
+            left = [candidates[i] for i in roomy]
+            at = roomy[choose(tokens, left, routing.weights, home, self._pick)]
         endpoint = endpoints[at]
         return self._charge(endpoint, prompt, tokens - candidates[at].cached, depths.get(endpoint.slot, 0))
 
@@ -97,11 +97,6 @@ class Placer:
         # none.
         proven = [e for e in endpoints if e.standing.state is not State.HALF_OPEN or e.in_flight == 0]
         return proven or endpoints
-
-    def _home(self, chain: list[int], depths: dict[int, int]) -> int:
-        """Hash of the prefix whose home decides: the first block that nobody holds, or `home_block`."""
-        deepest = max(depths.values()) if depths else 0
-        return chain[min(max(deepest, self._routing.home_block), len(chain) - 1)]
 
     def _charge(self, endpoint: Endpoint, prompt: Prompt, uncached: float, depth: int) -> Placement:
         believed = 0
@@ -134,3 +129,9 @@ class Placer:
         if wrong and placement.believed_stamp and not endpoint.removed:
             tally.contradictions += 1
             self._index.contradict(endpoint.slot, placement.believed_stamp)
+
+
+def _home(chain: list[int], depths: dict[int, int], routing: Routing) -> int:
+    """Hash of the prefix whose home decides: the first block that nobody holds, or `home_block`."""
+    deepest = max(depths.values()) if depths else 0
+    return chain[min(max(deepest, routing.home_block), len(chain) - 1)]

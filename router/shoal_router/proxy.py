@@ -15,7 +15,7 @@ from shoal_router.exchange import Exchange
 from shoal_router.held import Held
 from shoal_router.metrics import Metrics
 from shoal_router.placement import Placer
-from shoal_router.prompt import Prompt
+from shoal_router.prompt import Prompt, Work
 from shoal_router.request import Request
 from shoal_router.retry import RetryLimits
 from shoal_router.standing import Outcome
@@ -58,7 +58,10 @@ class Proxy:
         self.active.add(exchange)
         self.demand.arrived(prompt.model)
         client.answered_by(exchange)
-        exchange.attempt()
+        if prompt.model in self.held.queues and prompt.work is not Work.TOKENIZE:
+            self.held.line_up(exchange, prompt.model)
+        else:
+            exchange.attempt()
 
     def sweep(self) -> None:
         """Enforce timeouts; call it about once a second."""

@@ -8,15 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal_api.options import RouterOptions
-from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.discovery import Address
 from shoal_router.health import HealthSettings
 from shoal_router.http1 import HttpLimits
 from shoal_router.listener import ConnectionSettings
-from shoal_router.placement import Routing
-from shoal_router.policy import Weights
 from shoal_router.proxy import ProxySettings
 from shoal_router.retry import RetryLimits
+from shoal_router.routing import Routing
 from shoal_router.timeouts import Timeouts
 
 
@@ -42,7 +40,6 @@ class RouterSettings:
     @classmethod
     def from_options(cls, options: RouterOptions) -> RouterSettings:
         """Raises ValueError for an endpoint that is no http://HOST:PORT."""
-        prefix = options.prefix_hash
         return cls(
             addresses=tuple(Address.from_url(url) for url in options.endpoint),
             host=options.host,
@@ -65,13 +62,5 @@ class RouterSettings:
                 options.health_timeout_s,
                 options.api_key[0] if options.api_key else None,
             ),
-            routing=Routing(
-                Weights(
-                    recompute=prefix.recompute_weight,
-                    in_flight_tokens=prefix.in_flight_tokens,
-                    mean_load=prefix.mean_load_percent / 100,
-                ),
-                home_block=max(0, prefix.prefix_chars // BLOCK_BYTES - 1),
-                prefer_cached=options.strategy == "PrefixHash",
-            ),
+            routing=Routing.from_options(options),
         )

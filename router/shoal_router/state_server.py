@@ -119,7 +119,7 @@ class StateServer(rpc.RouterStateServicer):
             models=[self._model(each) for each in deployments],
         )
 
-    def _endpoint(self, endpoint: Endpoint, max_num_seqs: int) -> pb.Endpoint:
+    def _endpoint(self, endpoint: Endpoint, declared: int) -> pb.Endpoint:
         report, address = endpoint.report, endpoint.address
         # One that has left the watch gets nothing new either.
         closed = endpoint.cordoned or endpoint.removed
@@ -132,7 +132,7 @@ class StateServer(rpc.RouterStateServicer):
             running=report.running,
             waiting=report.waiting,
             kv_usage=report.kv_usage,
-            max_num_seqs=max_num_seqs,
+            max_num_seqs=report.max_num_seqs or declared,
             report_age_s=-1.0 if endpoint.reported_s is None else self._now() - endpoint.reported_s,
         )
 

@@ -13,9 +13,11 @@ from typing import Protocol, cast
 import httptools
 import msgspec
 
+from shoal_api.names import HEADER_NOT_STARTED
 from shoal_router.errors import BadReply
 
 MAX_REPLY_HEAD_BYTES = 64 * 1024
+_NOT_STARTED = HEADER_NOT_STARTED.encode()
 
 
 class ReplyHead(msgspec.Struct, frozen=True):
@@ -29,6 +31,11 @@ class ReplyHead(msgspec.Struct, frozen=True):
     content_type: bytes
     chunked: bool
     until_close: bool
+
+    @property
+    def not_started(self) -> bool:
+        """Whether an engine says that it has done nothing for the request."""
+        return any(name == _NOT_STARTED for name, _ in self.headers)
 
 
 class ReplySink(Protocol):

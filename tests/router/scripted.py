@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shoal_api.names import HEADER_NOT_STARTED
 from shoal_router.app import Router
 from shoal_router.discovery import Address, StaticDiscovery
 from shoal_router.health import HealthSettings
@@ -46,10 +47,14 @@ def reply(body: bytes, status: int = 200, headers: str = "content-type: applicat
     return f"HTTP/1.1 {status} X\r\n{headers}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def error(status: int, code: str) -> bytes:
-    return reply(
-        json.dumps({"error": {"message": "m", "type": "t", "param": None, "code": code}}).encode(), status
-    )
+def error(status: int, code: str, headers: str = "content-type: application/json\r\n") -> bytes:
+    body = {"error": {"message": "m", "type": "t", "param": None, "code": code}}
+    return reply(json.dumps(body).encode(), status, headers)
+
+
+def not_started(status: int, code: str) -> bytes:
+    """An engine's refusal before any work."""
+    return error(status, code, f"{HEADER_NOT_STARTED}: true\r\n")
 
 
 def chunk(data: bytes) -> bytes:

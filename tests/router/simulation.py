@@ -17,10 +17,11 @@ from shoal_api.request_prefix import hash_request, request_chain_start
 from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
 from shoal_router.models import ModelTable
-from shoal_router.placement import Placement, Placer, Routing
+from shoal_router.placement import Placement, Placer
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prompt import Prompt, Work
+from shoal_router.routing import Routing
 from shoal_router.standing import HEALTHY
 from shoal_router.usage import BytesPerToken, Usage
 
@@ -145,7 +146,7 @@ class RouterUnderTest:
             )
             self.index.add(slot, engine.cache_blocks * BLOCK_BYTES // 256)
         pick = random.Random(seed).randrange
-        self.placer = Placer(ModelTable(self.endpoints), self.index, BytesPerToken(), routing, pick)
+        self.placer = Placer(ModelTable(self.endpoints, routing), self.index, BytesPerToken(), pick)
 
     def send(self, content: bytes, output_tokens: int, done: Callable[[Job], None]) -> None:
         chain = hash_request(content, request_chain_start("m"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shoal_router.endpoints import Report
-from shoal_router.health import HealthSettings, read_metrics
+from shoal_router.engine_metrics import read_metrics
+from shoal_router.health import HealthSettings
 from tests.router.conftest import Run
 from tests.router.scripted import FAST, Replica, chat, get, post, rig, until
 
@@ -17,16 +18,20 @@ vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
 vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 100.0
 vllm:cache_config_info{block_size="16",cache_dtype="auto",num_gpu_blocks="2048"} 1.0
 process_start_time_seconds 1.7e+09
+shoal:max_num_seqs{engine="0",model_name="m"} 32.0
+shoal:max_num_seqs{engine="1",model_name="m"} 32.0
+shoal:max_requests{engine="0",model_name="m"} 100.0
 """
 
 
 def test_load_cache_size_and_start_are_read_from_an_engines_metrics() -> None:
     report = read_metrics(METRICS, Report())
     assert (report.running, report.waiting, report.kv_tokens, report.started_at_s) == (7, 2, 32_768, 1.7e9)
+    assert (report.max_num_seqs, report.max_requests) == (64, 100)
 
 
 def test_what_metrics_do_not_say_stays_as_it_was() -> None:
-    before = Report(kv_tokens=5, started_at_s=7.0)
+    before = Report(kv_tokens=5, started_at_s=7.0, max_num_seqs=3, max_requests=4)
     assert read_metrics(b"vllm:cache_config_info{} 1\nsomething_else 3\n", before) == before
 
 

@@ -14,6 +14,9 @@ import pytest
 from shoal_api import names
 from shoal_router.app import Router
 from shoal_router.kubernetes_discovery import KubernetesDiscovery, address_of, deployment_of
+from shoal_router.models import ModelTable
+from shoal_router.policy import Weights
+from shoal_router.routing import Routing
 from tests.router.cluster import DEPLOYMENTS, PODS, Cluster, llm, pod, serving
 from tests.router.conftest import Run
 from tests.router.scripted import (
@@ -210,3 +213,68 @@ def test_only_a_deployment_that_wakes_by_itself_holds_requests() -> None:
     assert deployment_of(llm("m", replicas=0, suspend=True, autoscaling=asleep)).max_held == 0
     held = deployment_of(llm("m", replicas=0, autoscaling=asleep, model={"uri": "file:///m", "name": "n"}))
     assert (held.max_held, held.hold_s, held.models) == (256, 600.0, ("n",))
+
+
+def test_a_name_belongs_to_the_oldest_deployment_that_has_it(run: Run) -> None:
+    def named(name: str, created: str, model: str) -> dict[str, Any]:
+        found = llm(name, model={"uri": "file:///m", "name": model})
+        found["metadata"]["creationTimestamp"] = created
+        return found
+
+    async def scenario() -> None:
+        cluster, old, young = Cluster(), Replica(models=("x",)), Replica(models=("x",))
+        cluster.put(DEPLOYMENTS, named("young", "2026-01-02T00:00:00Z", "x"))
+        for name, replica in (("old", old), ("young", young)):
+            await replica.start()
+            found = pod(name, port=replica.port)
+            found["metadata"]["labels"][names.LABEL_DEPLOYMENT] = name
+            cluster.put(PODS, found)
+        async with routing(cluster) as c:
+            await until(lambda: c.states() == {"old": "healthy", "young": "healthy"})
+
+            async def served_by() -> set[str]:
+                answers = [await c.ask(post(body={"model": "x"})) for _ in range(4)]
+                return {answer.headers["x-shoal-replica"] for answer in answers}
+
+            assert await served_by() == {"young"}, "old's pod alone has no claim: its deployment is not there"
+            cluster.put(DEPLOYMENTS, named("old", "2026-01-01T00:00:00Z", "x"))
+            await until(lambda: len(c.router.discovery.deployments) == 2)
+            await asyncio.sleep(0.05)
+            assert await served_by() == {"old"}
+            owned = {each.name: each.models for each in c.router.discovery.deployments}
+            assert owned == {"old": ("x",), "young": ()}
+            cluster.remove(DEPLOYMENTS, "default/old")
+            await until(lambda: len(c.router.discovery.deployments) == 1)
+            await asyncio.sleep(0.05)
+            assert await served_by() == {"young"}
+        for replica in (old, young):
+            await replica.kill()
+
+    run(scenario())
+
+
+def test_routing_of_a_manifest_is_that_of_its_model() -> None:
+    prefix = {"prefixChars": 1024, "meanLoadPercent": 150, "recomputeWeight": 3.0, "inFlightTokens": 8.0}
+    overload = {"queueSeconds": 2.5, "maxQueued": 7}
+    chosen = {"strategy": "LeastLoad", "prefixHash": prefix, "overload": overload}
+    expected = Routing(Weights(3.0, 8.0, 1.5), 3, prefer_cached=False, queue_s=2.5, max_queued=7)
+    table = ModelTable((), Routing(home_block=9))
+    table.set_deployments([deployment_of(llm("m", routing=chosen))])
+    assert table.routing("m") == expected
+    assert table.routing("other") == Routing(home_block=9)
+
+
+def test_metrics_tell_pods_of_one_name_apart(run: Run) -> None:
+    async def scenario() -> None:
+        cluster = Cluster()
+        for namespace in ("x", "y"):
+            cluster.put(PODS, pod("a", namespace=namespace))
+        async with routing(cluster, namespaces=("*",)) as c:
+            await until(lambda: len(c.router.endpoints) == 2)
+            lines = (await c.ask(get("/metrics"))).raw_body.decode().splitlines()
+            counted = [line for line in lines if line.startswith("shoal_router_replica_requests_total{")]
+            assert sorted(counted) == [
+                f'shoal_router_replica_requests_total{{replica="{namespace}/a"}} 0' for namespace in "xy"
+            ]
+
+    run(scenario())

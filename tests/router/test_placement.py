@@ -14,11 +14,12 @@ from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
 from shoal_router.errors import NoReplicaReady
 from shoal_router.models import ModelTable
-from shoal_router.placement import Placement, Placer, Routing
+from shoal_router.placement import Placement, Placer
 from shoal_router.policy import Weights
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prompt import Prompt, Work, read_fields, read_prompt
+from shoal_router.routing import Routing
 from shoal_router.standing import ABSENT, HEALTHY, Standing, State
 from shoal_router.usage import BytesPerToken, Usage
 
@@ -41,9 +42,9 @@ class Fleet:
                 Endpoint(address, slot, Pool(address, 1.0), standing=HEALTHY, report=report)
             )
             self.index.add(slot, blocks)
-        self.models = ModelTable(self.endpoints)
+        self.models = ModelTable(self.endpoints, routing)
         pick = random.Random(seed).randrange
-        self.placer = Placer(self.models, self.index, BytesPerToken(), routing or Routing(), pick)
+        self.placer = Placer(self.models, self.index, BytesPerToken(), pick)
 
     def place(self, prompt: Prompt, *tried: Endpoint) -> Placement:
         return self.placer.place(prompt, tried)

@@ -28,6 +28,7 @@ from tests.router.scripted import (
     chunk,
     error,
     get,
+    not_started,
     post,
     reply,
     rig,
@@ -281,6 +282,7 @@ def failures() -> dict[str, Script]:
         ),
         "interim reply": fixed(b"HTTP/1.1 103 Early Hints\r\n\r\n" + reply(b"{}")),
         "draining": fixed(error(503, "draining")),
+        "loading": fixed(not_started(503, "loading")),
         "engine gone": fixed(error(503, "engine_unavailable")),
     }
 

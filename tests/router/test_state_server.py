@@ -78,6 +78,8 @@ def test_standings_follow_the_pod_from_loading_to_cordon_and_its_end(run: Run) -
             assert (told.namespace, told.uid, told.max_num_seqs) == ("default", "uid-a", 7)
             assert (told.running, told.waiting, told.kv_usage, told.in_flight) == (3, 2, 0.25, 0)
             assert 0 <= told.report_age_s < 5
+            replica.metrics = metrics + b"shoal:max_num_seqs 64\n"
+            await hear(heard, lambda s: s.endpoints[0].max_num_seqs == 64)
             client = await Client.connect(c.router.port)
             client.writer.write(post(body=chat("hi", stream=True)))
             await client.head()
