@@ -70,6 +70,17 @@ async def answer_name(request: Received, writer: asyncio.StreamWriter) -> None:
     writer.write(reply(b'{"ok":true}'))
 
 
+def stream_until(release: asyncio.Event) -> Script:
+    """Begins a stream at once, and ends it well when `release` is set."""
+
+    async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        await release.wait()
+        writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+
+    return slow
+
+
 @dataclass(eq=False)
 class Replica:
     """A replica on a port of its own; `script` answers what the router passes on."""

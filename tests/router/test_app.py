@@ -13,7 +13,6 @@ from tests.router.conftest import Run
 from tests.router.scripted import (
     FAST,
     LAST_CHUNK,
-    STREAM_HEAD,
     Received,
     Replica,
     chat,
@@ -21,6 +20,7 @@ from tests.router.scripted import (
     get,
     post,
     rig,
+    stream_until,
     until,
 )
 
@@ -125,13 +125,8 @@ def test_metrics_count_what_happened(run: Run) -> None:
 def test_replicas_may_be_added_and_taken_away_while_running(run: Run) -> None:
     release = asyncio.Event()
 
-    async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD)
-        await release.wait()
-        writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
-
     async def scenario() -> None:
-        first, second = Replica(script=slow), Replica()
+        first, second = Replica(script=stream_until(release)), Replica()
         async with rig(first) as r:
             client = await r.connect()
             client.writer.write(post(body=chat("x" * 2000, stream=True)))
@@ -154,13 +149,8 @@ def test_replicas_may_be_added_and_taken_away_while_running(run: Run) -> None:
 def test_drain_finishes_running_requests_and_takes_no_new_ones(run: Run) -> None:
     release = asyncio.Event()
 
-    async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD)
-        await release.wait()
-        writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
-
     async def scenario() -> None:
-        async with rig(Replica(script=slow)) as r:
+        async with rig(Replica(script=stream_until(release))) as r:
             running, idle = await r.connect(), await r.connect()
             assert (await idle.ask(get("/health"))).status == 200
             port = r.router.port

@@ -22,15 +22,14 @@ from tests.router.conftest import Run
 from tests.router.scripted import (
     FAST,
     LAST_CHUNK,
-    STREAM_HEAD,
     Answer,
     Client,
-    Received,
     Replica,
     chat,
     chunk,
     get,
     post,
+    stream_until,
     until,
 )
 
@@ -92,13 +91,8 @@ def test_pods_come_and_go_and_answer_under_their_names(run: Run) -> None:
 def test_cordoned_pod_gets_nothing_new_and_finishes_what_it_has(run: Run) -> None:
     release = asyncio.Event()
 
-    async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD)
-        await release.wait()
-        writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
-
     async def scenario() -> None:
-        cluster, first, second = Cluster(), Replica(script=slow), Replica()
+        cluster, first, second = Cluster(), Replica(script=stream_until(release)), Replica()
         await first.start()
         await second.start()
         cluster.put(PODS, pod("a", port=first.port))

@@ -14,7 +14,17 @@ import pytest
 from shoal_api.exit_codes import ExitCode
 from shoal_api.options import RouterOptions
 from shoal_router.settings import RouterSettings
-from tests.router.scripted import LAST_CHUNK, STREAM_HEAD, Client, Received, Replica, chat, chunk, get, post
+from tests.router.scripted import (
+    LAST_CHUNK,
+    Client,
+    Received,
+    Replica,
+    chat,
+    chunk,
+    get,
+    post,
+    stream_until,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,12 +62,7 @@ def test_sigterm_finishes_what_runs_and_exits_with_zero(environment: dict[str, s
     async def scenario() -> None:
         release = asyncio.Event()
 
-        async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(STREAM_HEAD)
-            await release.wait()
-            writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
-
-        replica, port = Replica(script=slow), free_port()
+        replica, port = Replica(script=stream_until(release)), free_port()
         await replica.start()
         flags = ("--endpoint", replica.url, "--port", str(port), "--health-interval-s", "0.05")
         process = subprocess.Popen(command(*flags), env=environment, stderr=subprocess.PIPE)

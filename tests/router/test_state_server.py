@@ -13,7 +13,15 @@ from shoal_api import router_state_pb2_grpc as rpc
 from shoal_router.state_server import StateServer
 from tests.router.cluster import DEPLOYMENTS, PODS, Cluster, llm, pod
 from tests.router.conftest import Run
-from tests.router.scripted import LAST_CHUNK, STREAM_HEAD, Client, Received, Replica, chat, chunk, post
+from tests.router.scripted import (
+    STREAM_HEAD,
+    Client,
+    Received,
+    Replica,
+    chat,
+    post,
+    stream_until,
+)
 from tests.router.test_kubernetes_discovery import InCluster, drained, routing
 
 
@@ -57,14 +65,9 @@ async def endless(request: Received, writer: asyncio.StreamWriter) -> None:
 def test_standings_follow_the_pod_from_loading_to_cordon_and_its_end(run: Run) -> None:
     release = asyncio.Event()
 
-    async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD)
-        await release.wait()
-        writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
-
     async def scenario() -> None:
         metrics = b"vllm:num_requests_running 3\nvllm:num_requests_waiting 2\nvllm:kv_cache_usage_perc 0.25\n"
-        cluster, replica = Cluster(), Replica(script=slow, ready=503, metrics=metrics)
+        cluster, replica = Cluster(), Replica(script=stream_until(release), ready=503, metrics=metrics)
         await replica.start()
         cluster.put(DEPLOYMENTS, llm("m", engine={"maxNumSeqs": 7}))
         cluster.put(PODS, pod("a", port=replica.port))
