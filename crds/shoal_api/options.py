@@ -289,6 +289,10 @@ class RouterOptions(RoutingOptions):
     max_header_bytes: Bytes = Field(
         default=16 * 2**10, description="Largest request head; a larger one gets 431."
     )
+    drain_delay_s: SecondsOrNone = Field(
+        default=0.0,
+        description="Seconds after SIGTERM in which it goes on, so that clients and load balancers learn of the end.",
+    )
     drain_timeout_s: SecondsOrNone = Field(
-        default=300.0, description="Seconds that running requests get to end after SIGTERM."
+        default=300.0, description="Seconds that running requests get to end after that."
     )

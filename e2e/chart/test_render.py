@@ -146,9 +146,10 @@ def test_programs_are_told_their_namespaces(variant: str, served: list[str]) -> 
 def test_a_router_has_time_to_drain() -> None:
     (router,) = (d for d in of("defaults", "Deployment") if d["metadata"]["name"] == "shoal-router")
     pod = router["spec"]["template"]["spec"]
-    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    (drain,) = (a for a in pod["containers"][0]["args"] if a.startswith("--drain-timeout-s="))
-    assert pod["terminationGracePeriodSeconds"] > sleep + int(drain.partition("=")[2])
+    flags = dict(a.partition("=")[::2] for a in pod["containers"][0]["args"])
+    delay, drain = int(flags["--drain-delay-s"]), int(flags["--drain-timeout-s"])
+    assert delay > 0, "the cluster needs time to send nobody there any more"
+    assert pod["terminationGracePeriodSeconds"] > delay + drain
     assert router["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 

@@ -87,7 +87,7 @@ async def serve(settings: RouterSettings, discovery: Discovery) -> int:
     where = f"{len(settings.addresses)} replicas" if settings.addresses else "the cluster's replicas"
     log.info("listening on http://%s:%d for %s", settings.host, router.port, where)
     await stop.wait()
-    log.info("draining for at most %g s", settings.drain_timeout_s)
+    log.info("draining for at most %g s", settings.drain_delay_s + settings.drain_timeout_s)
     draining = loop.create_task(router.stop(settings.drain_timeout_s))
     hurrying = loop.create_task(hurry.wait())
     await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)

@@ -46,6 +46,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
         self._request_ids = count()
         self._id_prefix = os.urandom(6).hex().encode()
         now = self._loop.time
@@ -90,8 +91,8 @@ class Router:
 
     @property
     def draining(self) -> bool:
-        """Whether it takes no more requests."""
-        return self._listener.draining
+        """Whether it takes no more connections."""
+        return self._closed
 
     async def start(self) -> None:
         """Listen and look for replicas. Raises OSError when the address cannot be had."""
@@ -103,14 +104,18 @@ class Router:
         await self.discovery.start(self._reconcile)
 
     async def stop(self, drain_timeout_s: float) -> bool:
-        """Accept no more, let requests in progress end for at most so long.
+        """Let clients go elsewhere for `settings.drain_delay_s`, then let requests in progress end for at most so long.
 
-        Returns whether all of them did.
+        During the delay requests are served as ever: a cluster learns bit by bit that this router leaves. Returns
+        whether all requests ended.
         """
         assert self._server is not None
         assert self._sweeper is not None
+        self._listener.drain(self._settings.drain_delay_s)
+        self._held.close()
+        await asyncio.sleep(self._settings.drain_delay_s)
         self._server.close()
-        self._listener.drain()
+        self._closed = True
         done = await self._drained(drain_timeout_s)
         if not done:
             log.warning("drain timeout: cutting %d requests", len(self._proxy.active))

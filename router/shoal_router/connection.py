@@ -60,7 +60,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def closes_after_reply(self) -> bool:
-        """Whether the reply in progress has to say `connection: close`."""
+        """Whether the head of the reply in progress has to say `connection: close`."""
         return self._request is None or not self._request.keep_alive or self._listener.draining
 
     def answered_by(self, answering: Answering) -> None:
@@ -77,7 +77,7 @@ class ClientConnection(asyncio.Protocol):
         if request is not None and request.request_id:
             headers = (*headers, (b"x-request-id", request.request_id))
         self.write(replies.own_reply(status, body, content_type, headers, close=close, head_only=head_only))
-        self.finish()
+        self.finish(close=close)
 
     def fail(self, error: RouterError) -> None:
         """Send an error as a whole reply and finish."""
@@ -89,9 +89,11 @@ class ClientConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.write(data)
 
-    def finish(self, *, close: bool = False) -> None:
-        """The reply is complete; `close` when its end is the end of the connection."""
-        close = close or self.closes_after_reply
+    def finish(self, *, close: bool) -> None:
+        """The reply is complete; `close` when its head said so or its end is the end of the connection.
+
+        A client that was not told may send its next request at once: that is still answered.
+        """
         self._answering = self._request = None
         self._busy = False
         if close:
@@ -109,9 +111,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         listener = self._listener
-        self._deadline = listener.now() + listener.settings.keep_alive_s
+        self._deadline = listener.now() + listener.keep_alive_s
         listener.connections.add(self)
-        if len(listener.connections) > listener.settings.max_connections or listener.draining:
+        if len(listener.connections) > listener.settings.max_connections:
             self.cut()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -156,14 +158,15 @@ class ClientConnection(asyncio.Protocol):
         elif now > self._deadline:
             self._expire()
 
-    def close_if_idle(self) -> None:
+    def hasten(self) -> None:
+        """The time to wait for a next request has become shorter."""
         if not self._busy and self._phase is Phase.IDLE:
-            self._close()
+            self._arm()
 
     def _arm(self) -> None:
         settings = self._listener.settings
         if self._phase is Phase.IDLE:
-            timeout_s = settings.keep_alive_s
+            timeout_s = self._listener.keep_alive_s
         else:
             timeout_s = settings.head_timeout_s if self._phase is Phase.HEAD else settings.body_timeout_s
         self._deadline = self._listener.now() + timeout_s

@@ -45,6 +45,7 @@ class Listener:
         self.count_error = count_error
         self.now = now
         self.connections: set[ClientConnection] = set()
+        self.keep_alive_s = settings.keep_alive_s
         self.draining = False
 
     def make_connection(self) -> ClientConnection:
@@ -57,11 +58,16 @@ class Listener:
         for connection in list(self.connections):
             connection.check_deadlines(now)
 
-    def drain(self) -> None:
-        """Close idle connections now, and the others after the reply in progress."""
+    def drain(self, keep_alive_s: float) -> None:
+        """Let clients go: each reply from now on is the last of its connection, and says so.
+
+        A connection without a request for `keep_alive_s` is closed. Its client cannot be told: the longer this is, the
+        less likely does it send a request at that very moment.
+        """
         self.draining = True
+        self.keep_alive_s = min(keep_alive_s, self.keep_alive_s)
         for connection in list(self.connections):
-            connection.close_if_idle()
+            connection.hasten()
 
     def abort(self) -> None:
         """Cut every connection."""

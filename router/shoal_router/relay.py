@@ -20,10 +20,11 @@ TAIL_PIECES = 4  # usage, [DONE] and the last chunk may come in a piece each
 class Relay:
     """One committed reply. `fresh` is set by every piece; whoever watches for silence clears it."""
 
-    __slots__ = ("_client", "_event_stream", "_head", "_unchunker", "_write", "fresh", "tail")
+    __slots__ = ("_client", "_close", "_event_stream", "_head", "_unchunker", "_write", "fresh", "tail")
 
     def __init__(self, client: ClientConnection, head: ReplyHead, *, http10: bool) -> None:
         self._client = client
+        self._close = client.closes_after_reply or head.until_close
         self._head = head
         self._event_stream = head.content_type.lower().startswith(b"text/event-stream")
         self._unchunker = Unchunker(client.write) if http10 and head.chunked else None
@@ -38,9 +39,8 @@ class Relay:
     def start(self, body: bytes, added: bytes) -> None:
         """Send the head with the `added` header lines, and the first bytes of the body."""
         head = self._head
-        close = self._client.closes_after_reply or head.until_close
         unframed = self._unchunker is not None
-        lines = replies.passed_on_head(head.status, head.headers, added, close=close, unframed=unframed)
+        lines = replies.passed_on_head(head.status, head.headers, added, close=self._close, unframed=unframed)
         if unframed:
             self._client.write(lines)
             self._write(body)
@@ -56,7 +56,7 @@ class Relay:
 
     def finish(self) -> None:
         """The reply is complete."""
-        self._client.finish(close=self._head.until_close)
+        self._client.finish(close=self._close)
 
     def break_off(self, error: RouterError, at_chunk_boundary: Callable[[], bool]) -> None:
         """The reply will not be completed.

@@ -30,6 +30,7 @@ class RouterSettings:
     selector: str = ""
     api_keys: tuple[bytes, ...] = ()
     connect_timeout_s: float = 1.0
+    drain_delay_s: float = 0.0
     drain_timeout_s: float = 300.0
     sweep_s: float = 0.5  # how late a deadline may be noticed
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
@@ -49,6 +50,7 @@ class RouterSettings:
             selector=options.selector,
             api_keys=tuple(key.encode() for key in options.api_key),
             connect_timeout_s=options.connect_timeout_s,
+            drain_delay_s=options.drain_delay_s,
             drain_timeout_s=options.drain_timeout_s,
             connection=ConnectionSettings(
                 HttpLimits(head_bytes=options.max_header_bytes, body_bytes=options.max_body_bytes)
