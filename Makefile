@@ -41,7 +41,10 @@ bench: setup  ## Measure against the peers on this machine's CPU (builds llama.c
 cluster:  ## A real single-node Kubernetes on this machine, for e2e (root; the first time builds it: 8 minutes)
 	@bash e2e/cluster/up.sh
 
+images:  ## Build the images of engine, router and operator and load them into the cluster (root; the first time takes minutes)
+	@bash e2e/cluster/images.sh
+
 cluster-down:  ## End it and give the machine back
 	@bash e2e/cluster/down.sh
 
-.PHONY: help setup demo test check generate format bench cluster cluster-down
+.PHONY: help setup demo test check generate format bench cluster images cluster-down
