@@ -18,11 +18,12 @@ from importlib.metadata import version
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from shoal_api.exit_codes import ExitCode
 from shoal_api.flags import parse_flags
 from shoal_api.kube import ApiError, ApiServer
-from shoal_api.names import GROUP, PLURAL, VERSION
+from shoal_api.names import GROUP, LEASE, PLURAL, VERSION
 from shoal_api.operator_options import OperatorOptions
 from shoal_operator.controller import Controller, watched_namespaces
 from shoal_operator.probe_server import ProbeServer
@@ -93,6 +94,7 @@ async def watch(controller: Controller, namespaces: tuple[str | None, ...], stop
             registry=registry,
             settings=kopf_settings(),
             standalone=True,  # the Lease is ours: kopf's peering is blind for a minute
+            identity=Identity(LEASE),  # kopf would ask who the user is, and a container's uid has no name
             clusterwide=not names,
             namespaces=names,
             stop_flag=stop,
