@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from e2e.api_server.played_cluster import NAME, PlayedWorld, connected, new_world
+from shoal_api.kube import MERGE_PATCH, ApiError
+from shoal_api.problems import Problem
 from shoal_api.router_state_pb2 import STANDING_ROUTABLE
+from shoal_api.spec import InvalidManifest, LLMDeployment
 from shoal_operator.cluster import path_of
 from shoal_operator.reconcile import Reconciler, ReconcileSettings
 
@@ -186,3 +190,93 @@ async def test_another_autoscaler_is_named_and_left_alone(world: PlayedWorld):
     await world.settle()
     assert (await world.found())["spec"]["replicas"] == 1
     assert (await world.conditions())["AbleToScale"] == ("False", "ConflictingAutoscaler")
+
+
+async def test_a_spec_that_cannot_be_read_is_told_and_leaves_pods_alone(
+    world: PlayedWorld, monkeypatch: pytest.MonkeyPatch
+):
+    await world.settle()
+    before = await world.versions()
+
+    def parse(_: object) -> LLMDeployment:
+        raise InvalidManifest([Problem(("spec", "engine", "device"), "is not known here")])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LLMDeployment, "parse", parse)  # as an older operator would find a newer manifest
+        await world.edit(replicas=1)
+        await world.settle()
+        assert (await world.conditions())["SpecAccepted"] == ("False", "InvalidSpec")
+        assert (await world.conditions())["Available"] == ("True", "EnoughReplicas")
+        found = await world.found()
+        assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
+        told = await world.versions()
+        await world.settle(3)
+        assert await world.versions() == told
+        pods = {key: version for key, version in told.items() if key.startswith("Pod/")}
+        assert pods == {key: version for key, version in before.items() if key.startswith("Pod/")}
+    await world.settle()
+    assert (await world.conditions())["SpecAccepted"] == ("True", "Accepted")
+    assert len(await world.fleet.pods()) == 1
+
+
+async def test_a_new_object_that_cannot_be_read_has_a_status(
+    world: PlayedWorld, monkeypatch: pytest.MonkeyPatch
+):
+    def parse(_: object) -> LLMDeployment:
+        raise InvalidManifest([Problem(("spec",), "is not known here")])
+
+    monkeypatch.setattr(LLMDeployment, "parse", parse)
+    await world.settle(3)
+    assert await world.conditions() == {"SpecAccepted": ("False", "InvalidSpec")}
+    assert await world.fleet.pods() == []
+
+
+async def test_old_revisions_are_forgotten_and_the_newest_kept(world: PlayedWorld):
+    await world.edit(revisionHistoryLimit=2)
+    seen = []
+    for count in range(1, 6):
+        await world.edit(engine={"maxNumSeqs": count})
+        await world.settle(16)
+        seen.append((await world.found())["status"]["currentRevision"])
+    kept = {each["metadata"]["name"] for each in await world.belongings() if each["kind"] == "ConfigMap"}
+    assert kept == {f"{NAME}-{revision}" for revision in seen[-3:]}
+    await world.edit(engine={"maxNumSeqs": 4})
+    await world.settle(16)
+    assert len(await world.fleet.pods()) == 2
+
+
+async def test_a_budget_that_is_not_wanted_any_more_is_deleted(world: PlayedWorld):
+    await world.settle()
+    assert "PodDisruptionBudget" in {each["kind"] for each in await world.belongings()}
+    await world.edit(disruptionBudget={"disabled": True})
+    await world.settle()
+    assert "PodDisruptionBudget" not in {each["kind"] for each in await world.belongings()}
+
+
+async def test_a_quota_that_refuses_pods_is_told(world: PlayedWorld):
+    await world.settle()
+    quota = {"metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}
+    path = f"/api/v1/namespaces/{world.fleet.namespace}/resourcequotas"
+    made = await world.api.request("POST", path, quota)
+    await world.api.request(
+        "PATCH",
+        f"{path}/few/status",
+        {"status": {"hard": {"pods": "2"}, "used": {"pods": "2"}}},
+        content_type=MERGE_PATCH,
+    )
+    await world.edit(replicas=4)
+    with pytest.raises(ApiError, match="quota"):
+        await world.reconciler.reconcile(world.key)
+    found = await world.found()
+    assert found["status"]["desiredReplicas"] == 4
+    available = next(each for each in found["status"]["conditions"] if each["type"] == "Available")
+    assert available["status"] == "False"
+    assert "exceeded quota" in available["message"]
+    version = found["metadata"]["resourceVersion"]
+    with pytest.raises(ApiError, match="quota"):
+        await world.reconciler.reconcile(world.key)
+    assert (await world.found())["metadata"]["resourceVersion"] == version
+    await world.api.request("DELETE", f"{path}/few", {"preconditions": {"uid": made["metadata"]["uid"]}})
+    await asyncio.sleep(0.5)
+    await world.settle()
+    assert len(await world.fleet.pods()) == 4

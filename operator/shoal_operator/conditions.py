@@ -167,6 +167,8 @@ def describe(failure: PodFailure) -> str:
 
 def _obstacle(tally: Tally) -> str:
     """What is in the way, most telling first."""
+    if tally.world.refusal:
+        return f"; the API server refused: {tally.world.refusal}"
     statement = degraded(tally)
     if statement:
         return f"; {statement.message}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final, get_args
 
 from shoal_api import router_state_pb2 as wire
@@ -70,6 +71,34 @@ def replica_of(pod: Mapping[str, Any], traffic: Traffic) -> Replica:
         restarts=sum(each.get("restartCount", 0) for each in _containers(status)),
         failure=failure_of(pod),
         traffic=traffic,
+    )
+
+
+def lws_of(pod: Mapping[str, Any]) -> str:
+    """The LeaderWorkerSet that `pod` is part of, empty if of none."""
+    return str((pod["metadata"].get("labels") or {}).get(LABEL_LWS, ""))
+
+
+def group_replica(group: Mapping[str, Any], leader: Mapping[str, Any] | None, traffic: Traffic) -> Replica:
+    """The replica that a LeaderWorkerSet is: its leader pod, or a pending one while that does not exist.
+
+    A deleted set ends even before anybody has told its pods.
+    """
+    meta = group["metadata"]
+    ending = _terminating_since(meta)
+    if leader is not None:
+        replica = replica_of(leader, traffic)
+        return replace(replica, terminating_since_s=replica.terminating_since_s or ending)
+    labels = meta.get("labels") or {}
+    return Replica(
+        name=meta["name"],
+        uid=meta["uid"],
+        resource_version=meta["resourceVersion"],
+        revision=labels.get(LABEL_REVISION, ""),
+        slot=_slot(labels.get(LABEL_SLOT, "")),
+        created_s=seconds_of(meta.get("creationTimestamp")) or 0.0,
+        kind="LeaderWorkerSet",
+        terminating_since_s=ending,
     )
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from shoal_api.acceptance import rejections
 from shoal_api.kube import ApiError, Object
-from shoal_api.names import ANNOTATION_ACTIVATED, ANNOTATION_DRAIN, KIND
-from shoal_api.spec import LLMDeployment
+from shoal_api.names import ANNOTATION_DRAIN
+from shoal_api.spec import InvalidManifest, LLMDeployment
 from shoal_operator.action_events import event_of
+from shoal_operator.belongings import Belongings
 from shoal_operator.cluster import Cluster
-from shoal_operator.desired import config_map, desired_objects
 from shoal_operator.leader_worker_set import render_group
 from shoal_operator.loader_progress import PERIOD_S as LOADING_PERIOD_S
 from shoal_operator.loader_progress import LoaderProgress
@@ -30,14 +30,15 @@ from shoal_operator.scaler import Scaler
 from shoal_operator.status import progress_deadline_s, status
 from shoal_operator.timestamps import rfc3339
 from shoal_operator.transitions import Event, events_of
+from shoal_operator.unreadable import unreadable_status
 from shoal_operator.world import Replica, World
-from shoal_operator.world_reader import Routers, last_activated, read_world, revisions_of
+from shoal_operator.world_reader import Routers, last_activated, read_world
 
 log = logging.getLogger(__name__)
 
 ALREADY_EXISTS = "AlreadyExists"
-DRIFT_CHECK_S = 30.0
-REFUSED = (400, 403, 422)  # what an API server answers to a pod that it will never take
+INVALID = 422
+REFUSED = (400, 403, INVALID)  # what an API server answers to a pod that it will never take
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,6 @@ class ReconcileSettings:
     engine_image: str
     router_url: str
     operator_version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What was last applied beside the pods, when, and who else scales the deployment."""
-
-    bodies: list[Object]
-    at_s: float
-    conflicting_autoscaler: str | None
 
 
 class Reconciler:
@@ -72,35 +64,44 @@ class Reconciler:
         self._clock = clock
         self._scaler = Scaler(cluster)
         self._loaders = LoaderProgress()
-        self._checked: dict[str, Checked] = {}
+        self._belongings = Belongings(cluster)
+        self._uids: dict[str, str] = {}
 
     async def reconcile(self, key: str) -> float | None:
-        """Returns in how many seconds to look again without cause. Raises ApiError and InvalidManifest."""
-        namespace, name = key.split("/")
-        found = await self._cluster.get("LLMDeployment", namespace, name)
+        """Returns in how many seconds to look again without cause. Raises ApiError, after all that could be done."""
+        found = await self._cluster.get("LLMDeployment", *key.split("/"))
         if found is None or found["metadata"].get("deletionTimestamp"):
-            self._checked.pop(key, None)
+            self._forget(key)
             return None  # what it owns is garbage collected
-        deployment = LLMDeployment.parse(found)
+        self._uids[key] = found["metadata"]["uid"]
+        try:
+            deployment = LLMDeployment.parse(found)
+        except InvalidManifest as error:
+            await self._report(found, unreadable_status(found, error, self._clock()))
+            return None
+        return await self._look(found, deployment)
+
+    def _forget(self, key: str) -> None:
+        self._belongings.forget(key)
+        self._scaler.forget(self._uids.pop(key, ""))
+
+    async def _look(self, found: Object, deployment: LLMDeployment) -> float | None:
         wanted = revision_of(deployment)
         world = await read_world(self._cluster, self._routers, deployment, self._clock())
         world = replace(world, downloads=await self._loaders.read(world.replicas))
-        rejected = await self._rejected(deployment, wanted, world)
-        if rejected is None:
-            world = await self._prepare(deployment, wanted, world)
-        else:
-            world = replace(world, rejected=rejected)
+        world, failure = await self._prepare(deployment, wanted, world)
         before = found.get("status", {})
         found, world, previous = await self._scale(found, world, wanted)
         # A spec that cannot be run changes nothing of what serves: it stays with the last one that could.
-        served = wanted if rejected is None else last_activated(world)
+        served = wanted if world.rejected is None else last_activated(world)
         todo = plan(world, served) if served else Plan()
-        for action in todo.actions:
-            if await self._act(world, action):
-                await self._tell(found, [event_of(action, world)])
-        new = status(world, wanted, previous, self._settings.router_url)
-        if new != before:
-            await self._report(found, before, new)
+        refusal = await self._do(found, world, todo)
+        if refusal is not None:
+            world = replace(world, refusal=refusal.message)
+        await self._report(found, status(world, wanted, previous, self._settings.router_url), before)
+        if error := failure or refusal:
+            raise error
+        await self._belongings.forget_old(world, served)
         deadline_s = progress_deadline_s(world, wanted, previous)
         soon = [
             todo.requeue_after_s,
@@ -109,6 +110,20 @@ class Reconciler:
             LOADING_PERIOD_S if any(each.loading for each in world.replicas) else None,
         ]
         return min((max(0.1, each) for each in soon if each is not None), default=None)
+
+    async def _prepare(
+        self, deployment: LLMDeployment, wanted: str, world: World
+    ) -> tuple[World, ApiError | None]:
+        """The world with what pods need, or with why the spec is rejected; an error if that may not be the last word."""
+        rejected = await self._rejected(deployment, wanted, world)
+        if rejected is not None:
+            return replace(world, rejected=rejected), None
+        try:
+            return await self._belongings.prepare(deployment, wanted, world), None
+        except ApiError as error:
+            if error.status != INVALID:
+                raise
+            return replace(world, rejected=("InvalidSpec", error.message)), error
 
     async def _scale(
         self, found: Object, world: World, wanted: str
@@ -148,51 +163,16 @@ class Reconciler:
                 raise
         return None
 
-    async def _prepare(self, deployment: LLMDeployment, wanted: str, world: World) -> World:
-        """Objects beside the pods, the wanted revision among them; returns the world with it as the newest."""
-        checked = await self._check(deployment, world.now_s)
-        world = replace(world, conflicting_autoscaler=checked.conflicting_autoscaler)
-        if last_activated(world) == wanted:
-            return world
-        made = await self._activate(deployment, wanted, world)
-        others = tuple(each for each in world.revisions if each.name != wanted)
-        return replace(world, revisions=(*others, *revisions_of([made])))
-
-    async def _check(self, deployment: LLMDeployment, now_s: float) -> Checked:
-        """Put right what others changed in the objects beside the pods: after each change, and now and then."""
-        bodies = desired_objects(deployment)
-        key = f"{deployment.namespace}/{deployment.name}"
-        last = self._checked.get(key)
-        if last is not None and last.bodies == bodies and now_s - last.at_s < DRIFT_CHECK_S:
-            return last
-        for body in bodies:
-            await self._cluster.apply(body)
-        conflicting = await self._conflicting_autoscaler(deployment)
-        self._checked[key] = Checked(bodies, now_s, conflicting)
-        return self._checked[key]
-
-    async def _conflicting_autoscaler(self, deployment: LLMDeployment) -> str | None:
-        """A HorizontalPodAutoscaler, KEDA's too, that writes the same spec.replicas."""
-        scaling = deployment.spec.autoscaling
-        if scaling is None or not scaling.enabled:
-            return None
-        for each in await self._cluster.all("HorizontalPodAutoscaler", deployment.namespace):
-            target = each["spec"]["scaleTargetRef"]
-            if (target["kind"], target["name"]) == (KIND, deployment.name):
-                return str(each["metadata"]["name"])
+    async def _do(self, found: Object, world: World, todo: Plan) -> ApiError | None:
+        """The actions up to the first that is refused; why that was."""
+        for action in todo.actions:
+            try:
+                done = await self._act(world, action)
+            except ApiError as error:
+                return error
+            if done:
+                await self._tell(found, [event_of(action, world)])
         return None
-
-    async def _activate(self, deployment: LLMDeployment, wanted: str, world: World) -> Object:
-        """The ConfigMap of the wanted revision, marked as the newest."""
-        now = rfc3339(world.now_s)
-        body = config_map(deployment, wanted, now)
-        namespace, name = deployment.namespace, body["metadata"]["name"]
-        found = await self._cluster.get("ConfigMap", namespace, name)
-        if found is None:
-            return await self._cluster.create(body)
-        # It was wanted before. Its data stay as they are, whatever this version would render.
-        uid = found["metadata"]["uid"]
-        return await self._cluster.annotate("ConfigMap", namespace, name, uid, ANNOTATION_ACTIVATED, now)
 
     async def _act(self, world: World, action: Action) -> bool:
         """One write; whether it was done. What somebody else was faster with is no error: the next look sees it."""
@@ -213,7 +193,9 @@ class Reconciler:
                     "Pod", deployment.namespace, pod, replica.uid, ANNOTATION_DRAIN, since
                 )
         except ApiError as error:
-            if not (error.conflict or error.not_found or error.status == 422):
+            # 422 to an annotation says that it is another pod by now; to a new pod, that it will never do.
+            is_other = error.status == INVALID and not isinstance(action, CreateReplica)
+            if not (error.conflict or error.not_found or is_other):
                 raise
             log.info("%s/%s: %s: %s", deployment.namespace, deployment.name, type(action).__name__, error)
             return False
@@ -230,7 +212,13 @@ class Reconciler:
         make = render_group if deployment.pods_per_replica > 1 else render
         return make(deployment, revision, slot, self._settings.engine_image, self._settings.operator_version)
 
-    async def _report(self, found: Object, before: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    async def _report(
+        self, found: Object, new: Mapping[str, Any], before: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write the status if it differs; `before` is the one that events compare with, the object's if not given."""
+        before = found.get("status", {}) if before is None else before
+        if new == before:
+            return
         try:
             await self._cluster.write_status(found, new)
         except ApiError as error:

@@ -31,16 +31,16 @@ def events_of(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Event
 
 
 def _rollout(previous: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
-    wanted, before = new["updateRevision"], previous.get("updateRevision", "")
+    wanted, before = new.get("updateRevision", ""), previous.get("updateRevision", "")
     if wanted != before:
         words = f"revision {wanted} replaces {before}" if before else f"first revision {wanted}"
         yield "Normal", "RolloutStarted", words
 
 
 def _scaling(previous: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
-    """A new object has not been scaled."""
-    after, before = new["desiredReplicas"], previous.get("desiredReplicas")
-    if before is None or before == after:
+    """A new object has not been scaled, and of one that cannot be read nobody knows."""
+    after, before = new.get("desiredReplicas"), previous.get("desiredReplicas")
+    if before is None or after is None or before == after:
         return
     reason: EventReason = "ScaledToZero" if after == 0 else "WokenUp" if before == 0 else "Scaled"
     yield "Normal", reason, f"from {before} to {after} replicas{_why(previous, new)}"

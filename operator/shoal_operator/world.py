@@ -129,6 +129,7 @@ class World:
     rejected: tuple[str, str] | None = (
         None  # what the API server said to the pod's dry run: (Reason, message)
     )
+    refusal: str = ""  # what the API server said to an action that it did not take
 
     @property
     def routers_agree(self) -> bool:

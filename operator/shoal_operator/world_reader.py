@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from shoal_api.kube import Object
-from shoal_api.names import ANNOTATION_ACTIVATED, LABEL_REVISION
+from shoal_api.names import ANNOTATION_ACTIVATED, LABEL_REVISION, LABEL_ROLE, ROLE_ENGINE
 from shoal_api.router_state_pb2 import State
 from shoal_api.spec import LLMDeployment
 from shoal_operator.cluster import LWS_API, Cluster
-from shoal_operator.observe import replica_of, traffic_of
+from shoal_operator.observe import group_replica, lws_of, replica_of, traffic_of
 from shoal_operator.timestamps import seconds_of
-from shoal_operator.world import Demand, Revision, World
+from shoal_operator.world import Demand, Replica, Revision, Traffic, World
 
 
 class Routers(Protocol):
@@ -27,26 +27,59 @@ class Routers(Protocol):
 
 async def read_world(cluster: Cluster, routers: Routers, deployment: LLMDeployment, now_s: float) -> World:
     """`now_s` is seconds since the epoch. Raises ApiError."""
-    namespace, name = deployment.namespace, deployment.name
+    namespace, name, uid = deployment.namespace, deployment.name, deployment.metadata.uid
+    # Groups before pods: a group that is new by then shows without a leader at worst, never the other way round.
+    maps = [each for each in await cluster.owned("ConfigMap", namespace, name) if owner_of(each) == uid]
+    revisions = revisions_of(maps)
+    served = _may_have_groups(deployment, revisions) and await cluster.served(LWS_API)
+    groups = await cluster.owned("LeaderWorkerSet", namespace, name) if served else []
     pods = await cluster.owned("Pod", namespace, name)
-    maps = await cluster.owned("ConfigMap", namespace, name)
     states = [state for state in routers.fresh() if state.synced]
-    uid = deployment.metadata.uid
     return World(
         deployment,
         now_s,
-        replicas=tuple(
-            replica_of(pod, traffic_of(states, pod["metadata"]["uid"])) for pod in pods if _owner(pod) == uid
-        ),
-        revisions=revisions_of(each for each in maps if _owner(each) == uid),
+        replicas=replicas_of(pods, groups, states, uid),
+        revisions=revisions,
         routers_expected=routers.expected,
         routers_fresh=sum(not state.draining for state in states),
-        demand=_demand(deployment, states),
-        lws_served=deployment.pods_per_replica > 1 and await cluster.served(LWS_API),
+        demand=demand_of(deployment, states),
+        lws_served=served,
     )
 
 
-def _owner(each: Object) -> str:
+def _may_have_groups(deployment: LLMDeployment, revisions: Iterable[Revision]) -> bool:
+    """Whether some revision may be of several pods a replica: one without the block `parallelism` never is."""
+    return deployment.pods_per_replica > 1 or any("parallelism" in each.spec for each in revisions)
+
+
+def replicas_of(
+    pods: Iterable[Object], groups: Iterable[Object], states: list[State], owner: str
+) -> tuple[Replica, ...]:
+    """One for each pod and each LeaderWorkerSet that the deployment with the UID `owner` controls.
+
+    A group's leader pod belongs to the group's own StatefulSet. One whose group is gone is about to go too: it counts,
+    because its name is taken and its requests may still run.
+    """
+    own, leaders = [], {}
+    for pod in pods:
+        if owner_of(pod) == owner:
+            own.append(pod)
+        elif (group := lws_of(pod)) and pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_ENGINE:
+            leaders[group] = pod
+    found = [replica_of(pod, traffic_of(states, pod["metadata"]["uid"])) for pod in own]
+    for each in groups:
+        leader = leaders.pop(each["metadata"]["name"], None)
+        if owner_of(each) != owner:
+            continue
+        traffic = traffic_of(states, leader["metadata"]["uid"]) if leader else Traffic()
+        found.append(group_replica(each, leader, traffic))
+    left = [pod for pod in leaders.values() if pod["metadata"].get("deletionTimestamp")]
+    found += [replica_of(pod, traffic_of(states, pod["metadata"]["uid"])) for pod in left]
+    return tuple(found)
+
+
+def owner_of(each: Object) -> str:
+    """UID of its controller, empty if there is none."""
     owners = each["metadata"].get("ownerReferences") or ()
     return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
 
@@ -70,7 +103,8 @@ def last_activated(world: World) -> str | None:
     return world.revisions[-1].name if world.revisions else None
 
 
-def _demand(deployment: LLMDeployment, states: list[State]) -> Demand:
+def demand_of(deployment: LLMDeployment, states: Iterable[State]) -> Demand:
+    """Requests for it, of all `states` together."""
     mine = [
         (state.router, model)
         for state in states
