@@ -76,6 +76,7 @@ class Local:
             index=self.index,
             connections=len(self.listener.connections),
             active=len(self.proxy.active),
+            held={model: len(queue) for model, queue in self.proxy.held.queues.items()},
         )
         return Answer(text, replies.PROMETHEUS)
 

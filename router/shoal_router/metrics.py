@@ -52,7 +52,13 @@ class Metrics:
         self.duration.observe(seconds)
 
     def render(
-        self, *, endpoints: Iterable[Endpoint], index: PrefixIndex, connections: int, active: int
+        self,
+        *,
+        endpoints: Iterable[Endpoint],
+        index: PrefixIndex,
+        connections: int,
+        active: int,
+        held: Mapping[str, int],
     ) -> bytes:
         """Everything in Prometheus' text format."""
         lines = [
@@ -78,6 +84,11 @@ class Metrics:
             *_histogram("request_duration_seconds", "From request to the reply's end.", self.duration),
             *_histogram("first_byte_seconds", "From request to the reply's first byte.", self.first_byte),
             *_gauge("active_requests", "Requests being proxied.", {"": active}),
+            *_gauge(
+                "held_requests",
+                "Requests that wait here for a replica, or for one with room.",
+                {_labels(model=model): count for model, count in held.items()},
+            ),
             *_gauge("client_connections", "Open client connections.", {"": connections}),
             *_gauge("index_blocks", "Different prompt blocks in the prefix index.", {"": len(index)}),
             *_endpoints(list(endpoints), index),

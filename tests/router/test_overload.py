@@ -16,6 +16,7 @@ from tests.router.scripted import (
     Replica,
     Rig,
     chat,
+    get,
     not_started,
     post,
     reply,
@@ -82,6 +83,7 @@ def test_what_a_full_replica_cannot_take_waits_its_turn_in_the_router(run: Run) 
             tasks = [await asking(r, i) for i in range(7)]
             await until(lambda: len(slow.requests) == 2)
             assert held(r) == 5
+            assert b'shoal_router_held_requests{model="m"} 5' in (await r.ask(get("/metrics"))).raw_body
             for left in (4, 3, 2):
                 slow.release()
                 await until(lambda left=left: held(r) == left)
