@@ -86,6 +86,31 @@ def test_sigterm_finishes_what_runs_and_exits_with_zero(environment: dict[str, s
     asyncio.run(scenario())
 
 
+def test_router_goes_on_for_its_delay_after_sigterm(environment: dict[str, str]) -> None:
+    async def scenario() -> None:
+        replica, port = Replica(), free_port()
+        await replica.start()
+        flags = ("--endpoint", replica.url, "--port", str(port), "--drain-delay-s", "1")
+        process = subprocess.Popen(command(*flags), env=environment, stderr=subprocess.PIPE)
+        try:
+            await wait_until_ready(port, process)
+            kept = await Client.connect(port)
+            assert "connection" not in (await kept.ask(post())).headers
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            for client in (kept, await Client.connect(port)):
+                answer = await client.ask(post())
+                assert (answer.status, answer.headers["connection"]) == (200, "close")
+                client.close()
+            assert await asyncio.to_thread(process.wait, 10) == 0
+        finally:
+            process.kill()
+            process.communicate()
+            await replica.kill()
+
+    asyncio.run(scenario())
+
+
 def test_second_signal_ends_the_drain(environment: dict[str, str]) -> None:
     async def scenario() -> None:
         async def forever(request: Received, writer: asyncio.StreamWriter) -> None:
