@@ -26,7 +26,6 @@ checks() {
         fail "KUBECONFIG names a cluster of yours: set SHOAL_REGISTRY to a registry that its nodes can reach"
     fi
     if ! grep -qs "$(requirements engine)" "$STORE/loaded"; then need=24; fi # torch with CUDA is 5.5 GB, four times for a while
-    mkdir -p "$STORE"
     free=$(($(df --output=avail -k "$STORE" | tail -1) / 1048576))
     [ "$free" -ge $need ] || fail "the images need $need GiB free at $STORE, there are $free"
 }
@@ -107,6 +106,9 @@ values() {
     done >"$STATE/images.yaml"
 }
 
+mkdir -p "$STORE"
+exec 9>"$STORE/lock"
+flock -n 9 || { say "Another make images is at work; waiting for it"; flock 9; }
 say "Images of Shoal (kept in $STORE)"
 step "root, packages and disk checked" checks
 step "sources" context
