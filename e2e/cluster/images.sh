@@ -7,8 +7,7 @@ source "$(dirname "$0")/cluster.sh"
 PROGRAMS="operator router engine"
 SUITE=bookworm
 ARCHIVE=http://deb.debian.org
-STORE=$CACHE/images      # what buildah keeps, and LAYOUT: the images as an OCI folder
-LAYOUT=$STORE/oci
+STORE=$CACHE/images # what buildah keeps
 BASE=localhost/shoal-base:$SUITE
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK" "$STORE/work"' EXIT
@@ -25,7 +24,8 @@ checks() {
     if [ -n "$GIVEN" ] && [ "$GIVEN" != "$STATE/kubeconfig" ] && [ -z "${SHOAL_REGISTRY:-}" ]; then
         fail "KUBECONFIG names a cluster of yours: set SHOAL_REGISTRY to a registry that its nodes can reach"
     fi
-    if ! grep -qs "$(requirements engine)" "$STORE/loaded"; then need=24; fi # torch with CUDA is 5.5 GB, four times for a while
+    if [ -z "${SHOAL_REGISTRY:-}" ] && [ ! -S "$SOCKET" ]; then fail "no cluster runs here: make cluster"; fi
+    if ! grep -qs "$(requirements engine)" "$STORE/loaded"; then need=20; fi # torch with CUDA is 5.5 GB, three times for a while
     free=$(($(df --output=avail -k "$STORE" | tail -1) / 1048576))
     [ "$free" -ge $need ] || fail "the images need $need GiB free at $STORE, there are $free"
 }
@@ -83,17 +83,19 @@ build() { # build PROGRAM
 
 tag() { sed 's/^sha256://' "$WORK/$1.id" | cut -c1-12; } # tag PROGRAM: new code, new tag, so that the chart rolls its pods
 
-hand_over() { # only blobs that the other side lacks are written
-    local program name
+hand_over() { # only what the other side lacks is written
+    local program images=()
     for program in $PROGRAMS; do
         if [ -n "${SHOAL_REGISTRY:-}" ]; then
-            store push -q --disable-compression "localhost/shoal-$program" "docker://$SHOAL_REGISTRY/shoal-$program:$(tag "$program")"
+            store push -q "localhost/shoal-$program" "docker://$SHOAL_REGISTRY/shoal-$program:$(tag "$program")"
         else
-            name=localhost/shoal-$program:$(tag "$program")
-            store push -q --disable-compression "localhost/shoal-$program" "oci:$LAYOUT:$name"
+            images+=("localhost/shoal-$program:$(tag "$program")=$(sed 's/^sha256://' "$WORK/$program.id")")
         fi
     done
-    if [ -z "${SHOAL_REGISTRY:-}" ]; then "$HERE/load.sh" "$LAYOUT"; fi
+    if [ ${#images[@]} -gt 0 ]; then
+        ctr -a "$SOCKET" -n k8s.io content ls -q >"$WORK/known"
+        python3 "$HERE/stream.py" "$STORE/storage" "$WORK/known" "${images[@]}" | "$HERE/load.sh" - >/dev/null
+    fi
     requirements engine >"$STORE/loaded"
 }
 
