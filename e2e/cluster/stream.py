@@ -122,7 +122,7 @@ def _add(archive: tarfile.TarFile, digest: str, size_bytes: int, chunks: Iterato
     entry = tarfile.TarInfo(f"blobs/{digest.replace(':', '/')}")
     entry.size = size_bytes
     content = Chunks(chunks)
-    archive.addfile(entry, content)  # type: ignore[arg-type]  # it only reads
+    archive.addfile(entry, content)
     if content.read(1):
         raise ValueError(f"{digest} is longer than its record says")
 
