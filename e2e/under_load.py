@@ -43,7 +43,7 @@ class Load:
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with LoadClient(f"{self._url}/v1", self._models, max_tokens=self._max_tokens) as client:
+        async with LoadClient(self._url, self._models, max_tokens=self._max_tokens) as client:
             self.records = client.records
             self._begun.set()
             await client.run(RATE, self._stop)
@@ -82,7 +82,7 @@ def burst(title: str, url: str, model: str, count: int) -> Summary:
     """`count` requests at once, until the last has ended."""
 
     async def run() -> list[Record]:
-        async with LoadClient(f"{url}/v1", [model]) as client:
+        async with LoadClient(url, [model]) as client:
             await client.burst(count)
             return client.records
 
@@ -93,7 +93,7 @@ def ask(url: str, model: str) -> Record:
     """One plain request."""
 
     async def run() -> Record:
-        async with LoadClient(f"{url}/v1", [model], max_tokens=4) as client:
+        async with LoadClient(url, [model], max_tokens=4) as client:
             return await client.ask(model, streamed=False)
 
     return asyncio.run(run())

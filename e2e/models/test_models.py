@@ -39,7 +39,7 @@ def test_each_model_is_answered_by_its_own_replicas(
     for deployment in both:
         pods = {pod["metadata"]["name"] for pod in deployment.pods()}
         assert pods & {each.replica for each in load.records}
-    listed = httpx.get(f"{router_url}/v1/models", trust_env=False).json()["data"]
+    listed = httpx.get(f"{router_url}/models", trust_env=False).json()["data"]
     assert {"fish/cod-135m", "fish/eel-135m"} <= {each["id"] for each in listed}
     assert ask(router_url, "fish/cod-135m").replica.startswith("first-")
     assert ask(router_url, "fish/eel-135m").replica.startswith("second-")
