@@ -7,6 +7,7 @@ can be tried; test_killed_process.py does a few with real processes and signals.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +24,7 @@ from shoal_operator.cluster import Cluster
 from shoal_operator.reconcile import Reconciler
 
 AT_ONCE = 4
-MOST_ROUNDS = 60
+MOST_ROUNDS = 100
 NEW = {"maxNumSeqs": 4}
 OTHER = {"maxNumSeqs": 5}
 COMPARED = ("pods", "objects", "status", "made_and_deleted")
@@ -260,10 +261,87 @@ async def test_killed_around_every_write(api: ApiServer, name: str, committed: b
     reference = await play(api, scenario)
     writes = sum(call.write > 0 for call in reference.calls)
     assert writes >= 5
-    faults = {f"write {n}": killed_at(n, committed=committed) for n in range(1, writes + 1)}
+    step = 3 if scenario is spec_flips_in_mid_rollout else 1  # it has many, and they are those of a rollout
+    faults = {f"write {n}": killed_at(n, committed=committed) for n in range(1, writes + 1, step)}
     ends = await play_all(api, scenario, faults)
     different = differences(reference, ends)
     for at, what in different.items():
         print(at, what)  # pytest would cut it short
     assert not different
     assert {end.peak for end in ends.values() if isinstance(end, End)} <= set(range(reference.peak + 1))
+
+
+async def life(run: Run) -> None:
+    """Everything that the operator does, one after the other."""
+    await run.world.apply()
+    await run.until_quiet()
+    await run.world.edit(engine=NEW, replicas=3)
+    await run.until_quiet()
+    await run.world.edit(replicas=1, disruptionBudget={"disabled": True}, revisionHistoryLimit=0)
+    await run.until_quiet()
+
+
+CALLS = {
+    ("GET", "llmdeployments"),
+    ("PUT", "llmdeployments/status"),
+    ("GET", "pods"),
+    ("POST", "pods"),
+    ("PATCH", "pods"),
+    ("DELETE", "pods"),
+    ("POST", "configmaps"),
+    ("DELETE", "configmaps"),
+    ("PATCH", "services"),
+    ("PATCH", "poddisruptionbudgets"),
+    ("DELETE", "poddisruptionbudgets"),
+    ("POST", "events"),
+}
+ERRORS = {
+    "409": (ApiError(409, "Conflict", "injected"), False),
+    "429": (ApiError(429, "TooManyRequests", "injected", retry_after_s=1.0), False),
+    "500": (ApiError(500, "InternalError", "injected"), False),
+    "503": (ApiError(503, "ServiceUnavailable", "injected"), False),
+    "timeout after commit": (ApiError(0, "Unreachable", "injected"), True),
+}
+
+
+def first_of_kind(calls: list[Call], most: int = 1) -> list[Call]:
+    """The first calls of each verb and resource."""
+    seen: Counter[tuple[str, str]] = Counter()
+    found = []
+    for call in calls:
+        seen[call.kind] += 1
+        if seen[call.kind] <= most:
+            found.append(call)
+    return found
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_each_call_gone_wrong(api: ApiServer, error: str):
+    reference = await play(api, life)
+    assert {call.kind for call in reference.calls} >= CALLS
+    fault = Fault(*ERRORS[error])
+    faults = {
+        f"{each.kind} (call {each.index})": lambda call, at=each.index: fault if call.index == at else None
+        for each in first_of_kind(reference.calls)
+    }
+    different = differences(reference, await play_all(api, life, faults))
+    for at, what in different.items():
+        print(at, what)
+    assert not different
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+async def test_an_api_server_that_errs_all_over(api: ApiServer, share: float):
+    """For a while, at any call, in any way; then it works."""
+    reference = await play(api, life)
+
+    def faults(seed: int) -> Faults:
+        rng = random.Random(seed)
+        bad = {n: Fault(*rng.choice(list(ERRORS.values()))) for n in range(200) if rng.random() < share}
+        return lambda call: bad.get(call.index)
+
+    ends = await play_all(api, life, {f"seed {seed}": faults(seed) for seed in range(8)})
+    different = differences(reference, ends)
+    for at, what in different.items():
+        print(at, what)
+    assert not different
