@@ -32,6 +32,7 @@ from shoal_operator.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
 
+RELEASE_S = 5.0  # an API server that does not answer must not hold up the end of the process
 STANDBY_S = 2.0  # how often a process that may not write looks whether it may
 EVERY_NAMESPACE = "*"
 
@@ -96,8 +97,9 @@ class Controller:
         """End the work in hand, and let a successor begin at once."""
         await self._queue.close()
         await self._links.close()
-        with contextlib.suppress(ApiError):
-            await self._lease.release()
+        with contextlib.suppress(ApiError, TimeoutError):
+            async with asyncio.timeout(RELEASE_S):
+                await self._lease.release()
 
     async def _work(self, key: str) -> float | None:
         if not self._lease.held:

@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from shoal_api.kube import ApiError
+
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.25
@@ -72,6 +74,11 @@ class WorkQueue:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
+    def _count_failure(self, key: str) -> float:
+        """How long to wait after one more failure."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return backoff_s(failures)
+
     def _start(self, key: str) -> None:
         self._due.pop(key, None)
         if key in self._running:
@@ -86,10 +93,13 @@ class WorkQueue:
                 self._again.discard(key)  # what was added until here is covered by the work that begins now
                 after_s = await self._work(key)
             self._failures.pop(key, None)
+        except ApiError as error:
+            # Not before the API server says so: it is the one that is overloaded.
+            after_s = max(self._count_failure(key), error.retry_after_s or 0.0)
+            log.warning("%s: %s; again in %g s", key, error, after_s)
         except Exception:
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
-            after_s = backoff_s(failures)
-            log.exception("%s failed (%d in a row); again in %g s", key, failures, after_s)
+            after_s = self._count_failure(key)
+            log.exception("%s failed; again in %g s", key, after_s)
         finally:
             del self._running[key]
         if key in self._again:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_operator.work_queue import LONGEST_BACKOFF_S, WorkQueue, backoff_s
+from shoal_api.kube import ApiError
+from shoal_operator.work_queue import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, WorkQueue, backoff_s
 
 
 class Worker:
@@ -97,13 +98,31 @@ async def test_a_failure_is_tried_again_and_hurts_nobody_else(caplog: pytest.Log
     async with queue_of(worker) as queue:
         queue.add("bad")
         queue.add("good")
-        while "failed (1 in a row)" not in caplog.text:
+        while "bad failed" not in caplog.text:
             await asyncio.sleep(0)
         worker.failing.clear()
         async with asyncio.timeout(10):
             while not worker.done["bad"]:
                 await asyncio.sleep(0.01)
     assert worker.done["good"] == 1
+
+
+async def test_the_api_server_may_ask_for_a_longer_pause(caplog: pytest.LogCaptureFixture):
+    asked_s, loop = 3 * FIRST_BACKOFF_S, asyncio.get_running_loop()
+    calls: list[float] = []
+
+    async def work(_: str) -> None:
+        calls.append(loop.time())
+        if len(calls) == 1:
+            raise ApiError(429, "TooManyRequests", "later", retry_after_s=asked_s)
+
+    queue = WorkQueue(work, concurrency=1)
+    queue.add("a")
+    await asyncio.sleep(0)
+    await settled(queue)
+    assert len(calls) == 2
+    assert calls[1] - calls[0] >= asked_s * 0.99
+    assert "Traceback" not in caplog.text  # what the API server says is no bug of ours
 
 
 async def test_work_may_ask_to_be_called_again():
