@@ -76,6 +76,12 @@ async def test_a_dry_run_creates_nothing_and_says_what_is_wrong(api: ApiServer, 
     broken["spec"]["containers"][0]["volumeMounts"] = [{"name": "nowhere", "mountPath": "/x"}]
     with pytest.raises(ApiError, match="nowhere"):
         await cluster.create(broken, dry_run=True)
+    # Without its strictness Kubernetes would make an emptyDir of this.
+    misspelt = pod(namespace)
+    misspelt["spec"]["volumes"] = [{"name": "x", "wormhole": {}}]
+    with pytest.raises(ApiError, match="wormhole") as caught:
+        await cluster.create(misspelt, dry_run=True)
+    assert caught.value.status == 400
 
 
 async def test_a_delete_hits_the_object_it_means(api: ApiServer, namespace: str):

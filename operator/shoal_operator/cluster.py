@@ -79,8 +79,12 @@ class Cluster:
         return True
 
     async def create(self, body: Object, *, dry_run: bool = False) -> Object:
-        """Create an object; 409 AlreadyExists when its name is taken. A dry run only asks whether it would do."""
-        params = {"fieldManager": FIELD_MANAGER_OPERATOR, **({"dryRun": "All"} if dry_run else {})}
+        """Create an object; 409 AlreadyExists when its name is taken.
+
+        A dry run only asks whether it would do, and refuses unknown fields too: a misspelt volume would be an empty one.
+        """
+        strictly = {"dryRun": "All", "fieldValidation": "Strict"} if dry_run else {}
+        params = {"fieldManager": FIELD_MANAGER_OPERATOR, **strictly}
         path = path_of(body["kind"], body["metadata"]["namespace"])
         return await self._api.request("POST", path, body, params=params)
 
