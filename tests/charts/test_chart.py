@@ -130,7 +130,7 @@ def _exported() -> set[str]:
     """Names of samples, as a scraper sees them."""
     engine, _ = Exposition(EngineMetrics(), "m").render("")
     index = PrefixIndex()
-    router = RouterMetrics().render(endpoints=[], index=index, connections=0, active=0)
+    router = RouterMetrics().render(endpoints=[], index=index, connections=0, active=0, held={})
     operator = generate_latest(exposition(SimpleNamespace(mirrors=[], holds_lease=True)))
     text = (engine + router + operator).decode()
     samples = set(re.findall(r"^([a-z][\w:]*)[{ ]", text, re.MULTILINE))
