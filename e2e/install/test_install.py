@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,15 +27,16 @@ print(urllib.request.urlopen(request, timeout=120).read().decode())
 
 
 @pytest.fixture
-def fresh(cluster: Cluster) -> Cluster:
-    """No trace of Shoal but its images and the model's file, as on the first day."""
+def fresh(cluster: Cluster) -> Iterator[Cluster]:
+    """No trace of Shoal but its images and the model's file, as on the first day. In the end the release stays."""
     if any(each["name"] == "shoal" for each in json.loads(cluster.helm("list", "-o", "json"))):
         cluster.kubectl("delete", "llmd", "--all", "--wait=true")
         cluster.helm("uninstall", "shoal", "--wait")
     cluster.kubectl("delete", "crd", "llmdeployments.serving.shoal.dev", "--ignore-not-found")
     cluster.wait(lambda: not cluster.list("pods"), 120.0, "an empty cluster")
     place_model()
-    return cluster
+    yield cluster
+    cluster.delete("llmd", NAME)
 
 
 def test_from_nothing_to_an_answer(fresh: Cluster) -> None:
