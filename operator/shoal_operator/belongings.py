@@ -27,6 +27,7 @@ class Checked:
     """What was last applied, when, and who else scales the deployment."""
 
     bodies: list[Object]
+    versions: list[str]  # resource version of each body's object then
     at_s: float
     conflicting_autoscaler: str | None
 
@@ -64,13 +65,22 @@ class Belongings:
         last = self._checked.get(key)
         if last is not None and last.bodies == bodies and now_s - last.at_s < DRIFT_CHECK_S:
             return last
-        for body in bodies:
-            await self._cluster.apply(body)
+        # What nobody has touched since gets no write, not even one that changes nothing.
+        known = last.versions if last is not None and last.bodies == bodies else [""] * len(bodies)
+        versions = [await self._apply(body, version) for body, version in zip(bodies, known, strict=True)]
         if all(body["kind"] != BUDGET for body in bodies):
             await self._delete(deployment, BUDGET, deployment.name)
         conflicting = await self._conflicting_autoscaler(deployment)
-        self._checked[key] = Checked(bodies, now_s, conflicting)
+        self._checked[key] = Checked(bodies, versions, now_s, conflicting)
         return self._checked[key]
+
+    async def _apply(self, body: Object, known: str) -> str:
+        """Unless its object is still as of the resource version `known`; returns the one it has then."""
+        metadata = body["metadata"]
+        found = await self._cluster.get(body["kind"], metadata["namespace"], metadata["name"])
+        if found is None or found["metadata"]["resourceVersion"] != known:
+            found = await self._cluster.apply(body)
+        return str(found["metadata"]["resourceVersion"])
 
     async def _delete(self, deployment: LLMDeployment, kind: str, name: str) -> None:
         """As it was read, and only if it is ours."""
