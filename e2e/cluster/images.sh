@@ -9,8 +9,7 @@ SUITE=bookworm
 ARCHIVE=http://deb.debian.org
 STORE=$CACHE/images # what buildah keeps
 BASE=localhost/shoal-base:$SUITE
-WORK=$(mktemp -d)
-trap 'rm -rf "$WORK" "$STORE/work"' EXIT
+PATH=$PATH:$HERE/../../.venv/bin # make setup brings uv where there is none
 
 store() { buildah --root "$STORE/storage" --runroot "$STORE/run" --storage-driver overlay "$@"; }
 has() { store inspect --type image "$1" >/dev/null 2>&1; }
@@ -25,7 +24,8 @@ checks() {
         fail "KUBECONFIG names a cluster of yours: set SHOAL_REGISTRY to a registry that its nodes can reach"
     fi
     if [ -z "${SHOAL_REGISTRY:-}" ] && [ ! -S "$SOCKET" ]; then fail "no cluster runs here: make cluster"; fi
-    if ! grep -qs "$(requirements engine)" "$STORE/loaded"; then need=20; fi # torch with CUDA is 5.5 GB, three times for a while
+    # torch with CUDA is 5.5 GB, three times for a while
+    if ! grep -qs "$(requirements engine)" "$STORE/loaded"; then need=20; fi
     free=$(($(df --output=avail -k "$STORE" | tail -1) / 1048576))
     [ "$free" -ge $need ] || fail "the images need $need GiB free at $STORE, there are $free"
 }
@@ -69,8 +69,8 @@ binary() { # binary NAME: the program itself, where the first of that name in PA
 
 build() { # build PROGRAM
     local certificates=/etc/ssl/certs/ca-certificates.crt log=$STORE/$1.log
-    mkdir -p "$STORE/work" # uv's downloads: as large as the layer, gone with the build
-    if ! TMPDIR=$STORE/work store build --layers --isolation chroot --network host \
+    mkdir "$WORK/tmp" # uv's downloads: as large as the layer, gone with the build
+    if ! TMPDIR=$WORK/tmp store build --layers --isolation chroot --network host \
         --build-arg "BASE=$BASE" --build-arg "UV=$UV" \
         --build-arg "SSL_CERT_FILE=$certificates" --volume $certificates:$certificates:ro \
         --file "$WORK/context/$1/Dockerfile" --iidfile "$WORK/$1.id" --tag "localhost/shoal-$1" "$WORK/context" \
@@ -78,7 +78,7 @@ build() { # build PROGRAM
         tail -n 30 "$log" >&2
         fail "the image of $1 was not built; the whole log is $log"
     fi
-    rm -rf "$STORE/work"
+    rm -rf "$WORK/tmp"
 }
 
 tag() { sed 's/^sha256://' "$WORK/$1.id" | cut -c1-12; } # tag PROGRAM: new code, new tag, so that the chart rolls its pods
@@ -111,6 +111,9 @@ values() {
 mkdir -p "$STORE"
 exec 9>"$STORE/lock"
 flock -n 9 || { say "Another make images is at work; waiting for it"; flock 9; }
+rm -rf "$STORE"/work.* # of one that was killed
+WORK=$(mktemp -d "$STORE/work.XXXX")
+trap 'rm -rf "$WORK"' EXIT
 say "Images of Shoal (kept in $STORE)"
 step "root, packages and disk checked" checks
 step "sources" context
