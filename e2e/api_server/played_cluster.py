@@ -15,7 +15,7 @@ from uuid import uuid4
 import yaml
 
 from shoal_api.kube import MERGE_PATCH, ApiError, ApiServer
-from shoal_api.names import ANNOTATION_DRAIN
+from shoal_api.names import ANNOTATION_DRAIN, LABEL_ROLE, ROLE_ENGINE
 from shoal_api.router_state_pb2 import (
     STANDING_CORDONED,
     STANDING_NOT_READY,
@@ -81,7 +81,8 @@ class Fleet:
                 writes += await self._bind(pod)
             if works and not any(each["type"] == "Ready" for each in pod["status"].get("conditions", ())):
                 writes += await self._start(pod)
-            self.endpoints.append(self._endpoint(pod["metadata"], works))
+            if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_ENGINE:
+                self.endpoints.append(self._endpoint(pod["metadata"], works))
         return writes
 
     def _endpoint(self, meta: dict, works: bool) -> Endpoint:
@@ -124,7 +125,8 @@ class Fleet:
         for kind in COLLECTED:
             for each in await cluster.owned(kind, self.namespace, NAME):
                 meta = each["metadata"]
-                owners = {owner["uid"] for owner in meta.get("ownerReferences") or ()}
+                references = meta.get("ownerReferences") or ()
+                owners = {owner["uid"] for owner in references if owner["kind"] == "LLMDeployment"}
                 if owners and not owners & alive and not meta.get("deletionTimestamp"):
                     await cluster.delete(kind, self.namespace, meta["name"], meta["uid"])
                     orphans += 1
