@@ -96,7 +96,7 @@ class Reconciler:
         served = wanted if world.rejected is None else last_activated(world)
         todo = plan(world, served) if served else Plan()
         refusal = await self._do(found, world, todo)
-        if refusal is not None:
+        if refusal is not None and refusal.status in REFUSED:  # what passes by itself is nothing to tell
             world = replace(world, refusal=refusal.message)
         await self._report(found, status(world, wanted, previous, self._settings.router_url), before)
         if error := failure or refusal:

@@ -313,3 +313,11 @@ def test_status_is_valid_and_a_fixed_point(before: World, seen: World) -> None:
     parsed = LLMDeploymentStatus.model_validate(once, by_alias=True, by_name=False)
     assert parsed.model_dump(by_alias=True, exclude_unset=True, mode="json") == once
     assert all(isinstance(each, Condition) for each in parsed.conditions)
+
+
+def test_what_the_api_server_refused_is_said_where_replicas_are_missing() -> None:
+    refused = conditions(world(serving("a"), refusal="exceeded quota: few"))
+    assert "exceeded quota: few" in refused["Available"]["message"]
+    assert "exceeded quota" not in str(
+        conditions(world(serving("a"), serving("b"), refusal="exceeded quota"))
+    )
