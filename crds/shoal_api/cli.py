@@ -21,8 +21,10 @@ class Command:
 
 
 COMMANDS = {
-    "up": Command("shoal_operator.local:main", "all", "Run the models of a manifest on this machine"),
-    "demo": Command("shoal_operator.demo:main", "all", "From a manifest to an answer, with a small model"),
+    "up": Command("shoal_operator.local.up:main", "all", "Run the models of a manifest on this machine"),
+    "demo": Command(
+        "shoal_operator.local.demo:main", "all", "From a manifest to an answer, with a small model"
+    ),
     "serve": Command("shoal_engine.__main__:main", "engine", "Serve one model over an OpenAI-compatible API"),
     "router": Command(
         "shoal_router.__main__:main", "router", "Spread requests over engines by cached prefix"

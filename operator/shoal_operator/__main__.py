@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="shoal operator", description=OperatorOptions.__doc__)
     options = parse_flags(parser, OperatorOptions, sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s operator %(levelname)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request
+    for chatty in ("httpx2", "kopf"):  # a line per request, a line per event
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return asyncio.run(serve(options))
     except ApiError as error:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from shoal_operator.causes import Cause
-from shoal_operator.progress import QUIET_S, Terminal, describe, printable, worth_a_line
-from shoal_operator.replica_state import ReplicaState, State
+from shoal_operator.local.causes import Cause
+from shoal_operator.local.progress import QUIET_S, Terminal, describe, printable, worth_a_line
+from shoal_operator.local.replica_state import ReplicaState, State
 
 LOADING = ReplicaState(
     "a-0", State.LOADING, since_s=10.0, phase="weights", done=25_000_000, total=100_000_000

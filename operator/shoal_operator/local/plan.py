@@ -1,6 +1,6 @@
 """From manifests to processes on one machine: which run, at which ports, with which share of it. Pure.
 
-The options are the pods' own (engine_args.py); only what a node would give a pod is decided here: addresses,
+The options are the pods' own (shoal_api/serving.py); only what a node would give a pod is decided here: addresses,
 CPU threads and GPUs. Nothing is looked up: paths, ports and devices come in as values.
 """
 
@@ -15,9 +15,9 @@ from shoal_api.flags import to_args
 from shoal_api.options import RouterOptions, RoutingOptions
 from shoal_api.serving import serve_options
 from shoal_api.spec import LLMDeployment
-from shoal_operator.errors import CannotRun
-from shoal_operator.ports import LOOPBACK
-from shoal_operator.processes import Command
+from shoal_operator.local.errors import CannotRun
+from shoal_operator.local.ports import LOOPBACK
+from shoal_operator.local.processes import Command
 
 ROUTER_NAME = "router"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from shoal_operator.local import main
-from shoal_operator.local_plan import Programs
-from shoal_operator.local_session import SessionSettings
-from shoal_operator.restart_policy import RestartPolicy
-from shoal_operator.supervisor import Patience
+from shoal_operator.local.plan import Programs
+from shoal_operator.local.restart_policy import RestartPolicy
+from shoal_operator.local.session import SessionSettings
+from shoal_operator.local.supervisor import Patience
+from shoal_operator.local.up import main
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ from shoal_api.problems import Problem
 from shoal_api.spec import LLMDeployment
 from shoal_api.status import Reason
 from shoal_api.validate import concerns_us, invalidities
-from shoal_operator.errors import CannotRun
+from shoal_operator.local.errors import CannotRun
 
 CLUSTER_ONLY: frozenset[Reason] = frozenset({"ModelNotMounted", "InvalidPodTemplate", "InvalidResources"})
 

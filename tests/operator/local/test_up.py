@@ -19,8 +19,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.operator.liveness import alive, wait_gone
-from tests.operator.programs.fleet import WAIT_S, Up, manifest, stream
+from tests.operator.local.liveness import alive, wait_gone
+from tests.operator.local.programs.fleet import WAIT_S, Up, manifest, stream
 
 
 @pytest.fixture

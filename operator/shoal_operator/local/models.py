@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from shoal_operator.errors import CannotRun
+from shoal_operator.local.errors import CannotRun
 
 MOUNT = Path("/models")  # where pods see their models; manifests for both worlds name files below it
 

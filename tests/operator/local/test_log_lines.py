@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal_operator.log_lines import readable
+from shoal_operator.local.log_lines import readable
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from shoal_api.flags import parse_flags
 from shoal_api.options import RouterOptions, ServeOptions
 from shoal_api.serving import serve_options
 from shoal_api.spec import LLMDeployment
-from shoal_operator.errors import CannotRun
-from shoal_operator.local_plan import (
+from shoal_operator.local.errors import CannotRun
+from shoal_operator.local.plan import (
     LocalPlan,
     LocalProcess,
     Machine,

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from shoal_operator.lifeline import Lifeline
-from shoal_operator.processes import MAX_LINE_BYTES, TAIL_LINES, Command, Process
-from tests.operator.liveness import alive, wait_gone
+from shoal_operator.local.lifeline import Lifeline
+from shoal_operator.local.processes import MAX_LINE_BYTES, TAIL_LINES, Command, Process
+from tests.operator.local.liveness import alive, wait_gone
 
 WAIT_S = 10.0
 # Starts a grandchild that ignores SIGTERM, prints both pids, sleeps.
@@ -91,8 +91,8 @@ async def test_what_a_child_has_started_ends_with_it(end: str, lifeline: Lifelin
 def test_family_dies_when_the_parent_is_killed() -> None:
     parent = f"""
 import asyncio, sys
-from shoal_operator.lifeline import Lifeline
-from shoal_operator.processes import Command, Process
+from shoal_operator.local.lifeline import Lifeline
+from shoal_operator.local.processes import Command, Process
 async def main():
     lifeline = Lifeline()
     command = Command("child", (sys.executable, "-c", {FAMILY!r}))

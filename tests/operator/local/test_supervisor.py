@@ -13,15 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
-from shoal_operator.causes import Cause
-from shoal_operator.lifeline import Lifeline
-from shoal_operator.ports import free_ports
-from shoal_operator.probes import Probe
-from shoal_operator.processes import Command
-from shoal_operator.replica_state import ReplicaState, State
-from shoal_operator.restart_policy import RestartPolicy
-from shoal_operator.supervisor import GivenUp, Patience, Supervisor
-from tests.operator.liveness import wait_gone
+from shoal_operator.local.causes import Cause
+from shoal_operator.local.lifeline import Lifeline
+from shoal_operator.local.ports import free_ports
+from shoal_operator.local.probes import Probe
+from shoal_operator.local.processes import Command
+from shoal_operator.local.replica_state import ReplicaState, State
+from shoal_operator.local.restart_policy import RestartPolicy
+from shoal_operator.local.supervisor import GivenUp, Patience, Supervisor
+from tests.operator.local.liveness import wait_gone
 
 FAKE_ENGINE = Path(__file__).parent / "programs/fake_engine.py"
 WAIT_S = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from shoal_operator.errors import CannotRun
+from shoal_operator.local.errors import CannotRun
 
 LOOPBACK = "127.0.0.1"
 

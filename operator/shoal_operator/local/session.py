@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx
 
-from shoal_operator.fleet import STOP_MARGIN_S, Fleet, Replica
-from shoal_operator.interrupts import Interrupts
-from shoal_operator.lifeline import Lifeline
-from shoal_operator.local_plan import LocalPlan, LocalProcess
-from shoal_operator.probes import Probe, Ready
-from shoal_operator.progress import Terminal, duration
-from shoal_operator.restart_policy import RestartPolicy
-from shoal_operator.supervisor import GivenUp, Patience, Supervisor
+from shoal_operator.local.fleet import STOP_MARGIN_S, Fleet, Replica
+from shoal_operator.local.interrupts import Interrupts
+from shoal_operator.local.lifeline import Lifeline
+from shoal_operator.local.plan import LocalPlan, LocalProcess
+from shoal_operator.local.probes import Probe, Ready
+from shoal_operator.local.progress import Terminal, duration
+from shoal_operator.local.restart_policy import RestartPolicy
+from shoal_operator.local.supervisor import GivenUp, Patience, Supervisor
 
 MODELS_PERIOD_S = 0.1
 

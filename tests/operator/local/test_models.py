@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal_operator.errors import CannotRun
-from shoal_operator.local_models import ModelPlaces, find_model, hf_cache_dir
+from shoal_operator.local.errors import CannotRun
+from shoal_operator.local.models import ModelPlaces, find_model, hf_cache_dir
 
 
 @pytest.fixture

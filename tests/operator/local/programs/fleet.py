@@ -16,7 +16,7 @@ from typing import IO, Any
 import httpx
 import yaml
 
-from shoal_operator.ports import free_ports
+from shoal_operator.local.ports import free_ports
 
 UP = Path(__file__).parent / "up_with_fakes.py"
 WAIT_S = 20.0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal_operator.demo import MODEL_FILE, main, place_model
-from shoal_operator.demo_chat import Answer, find_fault
+from shoal_operator.local.demo import MODEL_FILE, main, place_model
+from shoal_operator.local.demo_chat import Answer, find_fault
 
 GOOD = Answer("Sunday.", "http://127.0.0.1:1", prompt_tokens=220, cached_tokens=208, seconds=0.5)
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from shoal_api.exit_codes import ExitCode
-from shoal_operator.causes import cause_of
+from shoal_operator.local.causes import cause_of
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal_operator.machine import available_cpus, visible_gpus
+from shoal_operator.local.machine import available_cpus, visible_gpus
 
 
 @pytest.mark.parametrize(

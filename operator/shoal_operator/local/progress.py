@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from shoal_operator.causes import Cause
-from shoal_operator.log_lines import readable
-from shoal_operator.replica_state import ReplicaState, State
+from shoal_operator.local.causes import Cause
+from shoal_operator.local.log_lines import readable
+from shoal_operator.local.replica_state import ReplicaState, State
 
 QUIET_S = 10.0  # a plain line at least this often while a count moves
 _COLOURS = ("cyan", "magenta", "blue", "green", "yellow", "bright_cyan", "bright_magenta", "bright_blue")

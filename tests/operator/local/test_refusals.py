@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from shoal_operator.local import main
-from shoal_operator.local_plan import Programs
-from shoal_operator.ports import free_ports
+from shoal_operator.local.plan import Programs
+from shoal_operator.local.ports import free_ports
+from shoal_operator.local.up import main
 
 # Would be noticed: a test that gets as far as starting one of these fails.
 PROGRAMS = Programs(engine=("/no/such/engine",), router=("/no/such/router",))

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
-from shoal_operator.lifeline import Lifeline, kill_group
+from shoal_operator.local.lifeline import Lifeline, kill_group
 
 MAX_LINE_BYTES = 8192
 TAIL_LINES = 8

@@ -20,16 +20,16 @@ from rich.console import Console
 
 from shoal_api.names import PORT_ROUTER_HTTP
 from shoal_api.spec import LLMDeployment
-from shoal_operator.errors import CannotRun
-from shoal_operator.lifeline import Lifeline
-from shoal_operator.local_manifests import read_deployments
-from shoal_operator.local_models import ModelPlaces, find_model, hf_cache_dir
-from shoal_operator.local_plan import LocalPlan, Machine, Placed, Programs, make_plan, ports_needed
-from shoal_operator.local_session import Session, SessionSettings
-from shoal_operator.machine import available_cpus, visible_gpus
-from shoal_operator.outlet import Outlet
-from shoal_operator.ports import LOOPBACK, free_ports, require_free
-from shoal_operator.progress import Terminal
+from shoal_operator.local.errors import CannotRun
+from shoal_operator.local.lifeline import Lifeline
+from shoal_operator.local.machine import available_cpus, visible_gpus
+from shoal_operator.local.manifests import read_deployments
+from shoal_operator.local.models import ModelPlaces, find_model, hf_cache_dir
+from shoal_operator.local.outlet import Outlet
+from shoal_operator.local.plan import LocalPlan, Machine, Placed, Programs, make_plan, ports_needed
+from shoal_operator.local.ports import LOOPBACK, free_ports, require_free
+from shoal_operator.local.progress import Terminal
+from shoal_operator.local.session import Session, SessionSettings
 
 
 def main(

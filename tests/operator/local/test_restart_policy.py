@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal_operator.restart_policy import Record, RestartPolicy, after_death, restart_delay_s
+from shoal_operator.local.restart_policy import Record, RestartPolicy, after_death, restart_delay_s
 
 POLICY = RestartPolicy(first_delay_s=1, max_delay_s=8, stable_s=60, max_start_failures=3)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shoal_operator.supervisor import Supervisor
+from shoal_operator.local.supervisor import Supervisor
 
 STOP_MARGIN_S = 15.0  # beyond the drain timeout before SIGKILL, as between drain and grace period of a pod
 

@@ -1,0 +1,1 @@
+"""`shoal up`: the same manifests as processes of this machine. Knows nothing of Kubernetes."""
