@@ -90,7 +90,8 @@ class EngineClient(asyncio.Protocol):
 
         Raises EngineUnavailable and QueueFull; the engine itself may refuse them later, as an output.
         """
-        if self._transport is None or self.ready is None or self.ended.done():
+        if self._transport is None or self.ready is None or self.ended.done() or self._transport.is_closing():
+            # A closed transport is the first sign: it takes a moment until the end of the process is known.
             raise EngineUnavailable("The engine is not running. Try again, or another replica.")
         self.check_room(len(submits))
         self._open.add(generation, submits)
