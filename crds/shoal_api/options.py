@@ -281,7 +281,8 @@ class RouterOptions(RoutingOptions):
     )
     retry_budget_percent: Percent = Field(
         default=20,
-        description="Most retries per hundred recent requests, so that a failing fleet is not flooded.",
+        description="Most retries per hundred recent requests, so that a failing fleet is not flooded; "
+        "the first move off a replica that is gone is free.",
     )
     max_body_bytes: Bytes = Field(
         default=8 * 2**20, description="Largest request body; a larger one gets 413."

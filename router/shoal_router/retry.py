@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from shoal_router.failure import Failure
 
 BUDGET_FLOOR = 3  # retries at a time that are always allowed
+GONE = (Failure.CONNECT, Failure.LOST, Failure.REFUSED)
 # A connection that the replica had closed while it lay idle fails within a round trip; later the replica
 # itself died.
 STALE_WITHIN_S = 0.25
@@ -45,4 +46,8 @@ def may_retry(failure: Failure, past: History, limits: RetryLimits, *, active: i
         return past.stale == 0  # costs the fleet nothing: the replica never saw the request
     if past.after(failure).deaths > 1:
         return False  # a request that kills what it meets is not handed round
-    return past.retries < limits.max_retries and retrying < max(BUDGET_FLOOR, limits.budget * active)
+    if past.retries >= limits.max_retries:
+        return False
+    # The requests of a replica that is gone move on at once, however many they are: each moves once at little cost.
+    moves = past.retries == 0 and failure in GONE
+    return moves or retrying < max(BUDGET_FLOOR, limits.budget * active)

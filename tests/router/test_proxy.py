@@ -365,8 +365,8 @@ def test_stale_idle_connection_costs_neither_a_retry_nor_the_replicas_standing(r
 def test_retries_are_bounded_by_the_budget(run: Run) -> None:
     async def scenario() -> None:
         settings = replace(FAST, proxy=ProxySettings(RetryLimits(max_retries=2, budget=0.0)))
-        dead = [Replica(script=fixed(error(503, "draining"))) for _ in range(1)]
-        async with rig(*dead, *[Replica(script=forever) for _ in range(1)], settings=settings) as r:
+        mad = Replica(script=fixed(b"SSH-2.0-x\r\n\r\n"))
+        async with rig(mad, Replica(script=forever), settings=settings) as r:
             # Four requests end up retrying on the silent replica; the budget's floor allows three of them.
             clients = [await r.connect() for _ in range(12)]
             for endpoint in r.router.endpoints:
@@ -375,6 +375,23 @@ def test_retries_are_bounded_by_the_budget(run: Run) -> None:
                 client.writer.write(post())
             await until(lambda: r.router.metrics.retries.total() == 3 or r.router.metrics.errors.total() > 3)
             assert r.router.metrics.retries.total() <= 3
+            for client in clients:
+                client.reset()
+
+    run(scenario())
+
+
+def test_all_requests_of_a_replica_that_leaves_move_to_another(run: Run) -> None:
+    async def scenario() -> None:
+        settings = replace(FAST, proxy=ProxySettings(RetryLimits(max_retries=2, budget=0.0)))
+        leaving = Replica(script=fixed(error(503, "draining")))
+        async with rig(leaving, Replica(script=forever), settings=settings) as r:
+            clients = [await r.connect() for _ in range(12)]
+            for client in clients:
+                client.writer.write(post())
+            await until(lambda: any(each.in_flight == 12 for each in r.router.endpoints))
+            assert r.router.metrics.retries.total() > 3
+            assert r.router.metrics.errors.total() == 0
             for client in clients:
                 client.reset()
 

@@ -20,10 +20,13 @@ CASES = [
     ("refusal after a death", [Failure.LOST], Failure.REFUSED, 10, 0, True),
     ("stale connection is free", [Failure.CONNECT, Failure.CONNECT], Failure.STALE, 10, 99, True),
     ("but only once", [Failure.STALE], Failure.STALE, 10, 0, False),
-    ("three at a time are always allowed", [], Failure.CONNECT, 1, 2, True),
-    ("a fourth is over the budget of few", [], Failure.CONNECT, 4, 3, False),
-    ("a fifth of many is the budget", [], Failure.CONNECT, 100, 19, True),
-    ("and not more", [], Failure.CONNECT, 100, 20, False),
+    ("a replica's death moves all its requests", [], Failure.LOST, 4, 99, True),
+    ("so does its refusal", [], Failure.REFUSED, 4, 99, True),
+    ("once each", [Failure.REFUSED], Failure.REFUSED, 4, 3, False),
+    ("three at a time are always allowed", [], Failure.TIMEOUT, 1, 2, True),
+    ("a fourth is over the budget of few", [], Failure.TIMEOUT, 4, 3, False),
+    ("a fifth of many is the budget", [], Failure.TIMEOUT, 100, 19, True),
+    ("and not more", [], Failure.TIMEOUT, 100, 20, False),
 ]
 
 
