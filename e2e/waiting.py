@@ -12,7 +12,11 @@ PERIOD_S = 0.5
 
 
 def wait_until(
-    look: Callable[[], Found | None], what: str, timeout_s: float, explain: Callable[[], str] = str
+    look: Callable[[], Found | None],
+    what: str,
+    timeout_s: float,
+    explain: Callable[[], str] = str,
+    period_s: float = PERIOD_S,
 ) -> Found:
     """The first true result of `look`. Raises AssertionError with `what` and explain() when none comes in time."""
     until = time.monotonic() + timeout_s
@@ -21,4 +25,4 @@ def wait_until(
             return found
         if time.monotonic() > until:
             raise AssertionError(f"not within {timeout_s:.0f} s: {what}\n{explain()}")
-        time.sleep(PERIOD_S)
+        time.sleep(period_s)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -21,6 +20,7 @@ from e2e.waiting import wait_until
 pytestmark = pytest.mark.timeout(900)
 
 ERROR_WITHIN_S = 2.0
+BEGUN_CHARS = 60  # of several hundred
 TYPED = {"replica_lost", "engine_unavailable"}  # the router's word, and a dying engine's own
 
 
@@ -39,13 +39,14 @@ def deployment(cluster: Cluster, installed: None) -> Iterator[Deployment]:
 def test_sigkill(words: str, deployment: Deployment, router_url: str, request: pytest.FixtureRequest) -> None:
     """Of the victim's processes those whose command line has `words` are killed."""
     title = f"SIGKILL of {request.node.callspec.id} of an engine pod"
-    load = Load(title, router_url, [deployment.name], max_tokens=48).start()
+    load = Load(title, router_url, [deployment.name], max_tokens=96).start()
     try:
-        victim = busy_pod(deployment, load)
-        pids = pids_of(victim["metadata"]["uid"], words)
+        pids = {pod["metadata"]["name"]: pids_of(pod["metadata"]["uid"], words) for pod in deployment.pods()}
         restarts = restarts_of(deployment)
+        time.sleep(3)
+        victim = wait_until(lambda: answering(load), "a stream that has begun", 30.0, period_s=0.01)
         killed_s = time.time()
-        kill(pids)
+        kill(pids[victim])
         wait_until(
             lambda: restarts_of(deployment) > restarts, "the engine starts again", 60.0, deployment.describe
         )
@@ -53,6 +54,7 @@ def test_sigkill(words: str, deployment: Deployment, router_url: str, request: p
         time.sleep(5)
     finally:
         total = load.stop()
+    assert total.failed, "nobody was hit"
     late = [(each.ended_s or 0.0) - killed_s for each in total.failed]
     print(
         f"\n{len(late)} answers were cut; their errors came after {', '.join(f'{each:.2f} s' for each in late)}"
@@ -69,17 +71,10 @@ def is_cut_answer(record: Record, killed_s: float) -> bool:
     )
 
 
-def busy_pod(deployment: Deployment, load: Load) -> dict[str, Any]:
-    """The pod that answered last."""
-
-    def found() -> dict[str, Any] | None:
-        replicas = [each.replica for each in list(load.records)[-8:] if each.replica]
-        return next(
-            (pod for pod in deployment.pods() if replicas and pod["metadata"]["name"] == replicas[-1]), None
-        )
-
-    time.sleep(4)
-    return wait_until(found, "a pod that answers", 30.0)
+def answering(load: Load) -> str | None:
+    """The pod of a stream that has begun and is far from its end."""
+    begun = (each for each in list(load.records)[-30:] if 0 < len(each.text) < BEGUN_CHARS)
+    return next((each.replica for each in begun if each.ended_s is None), None)
 
 
 def restarts_of(deployment: Deployment) -> int:
