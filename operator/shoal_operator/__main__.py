@@ -113,6 +113,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
+    # By default an API server that errs for a minute ends the process; after an hour a new one may have more luck.
+    settings.networking.error_backoffs = (1, 1, 2, 3, 5, *[10] * 360)
     return settings
 
 
