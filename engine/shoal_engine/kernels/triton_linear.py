@@ -1,0 +1,183 @@
+"""y = x W^T for few rows on a GPU, bound by reading W once. Which kernel serves a shape is `gemm_table`'s decision.
+
+Weights are bfloat16, or float8 e4m3 with a scale for each output channel, which are widened in registers: activations
+keep their bits. Not for prefill, where cuBLAS does the work, and without bias.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+
+from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose
+from shoal_engine.kernels.triton_jit import jit
+
+PARTIAL_FLOATS = 4 * 2**20  # 16 MiB of float32 sums that the parts of a split row leave for the last of them
+MAX_TILES = 4096
+_MIN_DOT_ROWS = 8  # wgmma's narrowest second operand
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_WIDEN = tl.constexpr(
+    _INTERPRETED
+)  # the interpreter cannot multiply bfloat16; products of it are exact in float32
+
+
+@jit
+def _gemv(  # type: ignore[no-untyped-def]
+    x, weight, scale, out, n, k,
+    block_n: tl.constexpr, block_k: tl.constexpr, even: tl.constexpr, scaled: tl.constexpr,
+):  # fmt: skip
+    """out [N] = weight [N, K] x [K]; a program owns block_n rows and sums along K in its registers."""
+    rows = tl.program_id(0) * block_n + tl.arange(0, block_n)
+    there = rows < n
+    weight_rows = weight + rows.to(tl.int64)[:, None] * k
+    acc = tl.zeros((block_n, block_k), tl.float32)
+    for start in range(0, k, block_k):
+        inner = start + tl.arange(0, block_k)
+        if even:
+            w = tl.load(weight_rows + inner[None, :])
+            v = tl.load(x + inner)
+        else:
+            w = tl.load(weight_rows + inner[None, :], mask=there[:, None] & (inner < k)[None, :], other=0.0)
+            v = tl.load(x + inner, mask=inner < k, other=0.0)
+        acc += w.to(tl.float32) * v.to(tl.float32)[None, :]
+    total = tl.sum(acc, 1)
+    if scaled:
+        total *= tl.load(scale + rows, mask=there, other=0.0)
+    tl.store(out + rows, total.to(out.dtype.element_ty), mask=there)
+
+
+@jit
+def _dot(  # type: ignore[no-untyped-def]
+    x, weight, scale, out, partial, arrivals, m, n, k, split_k,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    even: tl.constexpr, scaled: tl.constexpr, split: tl.constexpr,
+):  # fmt: skip
+    """out [M, N]: program (tile, part) multiplies block_n weight rows, a part of K, by all M rows of x.
+
+    Of a split tile the last part to arrive adds what all left in `partial` [split_k, M, N], in their order: the same
+    bits whoever is last. It also puts `arrivals` back to zero for the next call.
+    """
+    tile = tl.program_id(0)
+    rows = tile * block_n + tl.arange(0, block_n)
+    cols = tl.arange(0, block_m)
+    there = (rows < n)[:, None] & (cols < m)[None, :]
+    chunks = tl.cdiv(tl.cdiv(k, block_k), split_k)
+    first = tl.program_id(1) * chunks * block_k
+    last = tl.minimum(first + chunks * block_k, k)
+    weight_rows = weight + rows.to(tl.int64)[:, None] * k
+    acc = tl.zeros((block_n, block_m), tl.float32)
+    for start in range(first, last, block_k):
+        inner = start + tl.arange(0, block_k)
+        if even:
+            w = tl.load(weight_rows + inner[None, :])
+            v = tl.load(x + cols[None, :] * k + inner[:, None], mask=(cols < m)[None, :], other=0.0)
+        else:
+            inside = inner < k
+            w = tl.load(weight_rows + inner[None, :], mask=(rows < n)[:, None] & inside[None, :], other=0.0)
+            v = tl.load(
+                x + cols[None, :] * k + inner[:, None], mask=(cols < m)[None, :] & inside[:, None], other=0.0
+            )
+        if _WIDEN:
+            acc = tl.dot(w.to(tl.float32), v.to(tl.float32), acc, input_precision="ieee")
+        else:
+            acc = tl.dot(w.to(v.dtype), v, acc)
+    place = cols.to(tl.int64)[None, :] * n + rows[:, None]
+    if split:
+        step = m.to(tl.int64) * n
+        tl.store(partial + tl.program_id(1) * step + place, acc, mask=there)
+        tl.debug_barrier()  # every thread's sums are written before one thread says so
+        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == split_k - 1:
+            acc = tl.zeros((block_n, block_m), tl.float32)
+            for part in range(0, split_k):
+                acc += tl.load(partial + part * step + place, mask=there, other=0.0, cache_modifier=".cg")
+            tl.store(arrivals + tile, 0)
+            if scaled:
+                acc *= tl.load(scale + rows, mask=rows < n, other=0.0)[:, None]
+            tl.store(out + place, acc.to(out.dtype.element_ty), mask=there)
+    else:
+        if scaled:
+            acc *= tl.load(scale + rows, mask=rows < n, other=0.0)[:, None]
+        tl.store(out + place, acc.to(out.dtype.element_ty), mask=there)
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """x [M, K] -> x W^T [M, N], of x's dtype. weight [N, K] contiguous: of that dtype, or float8_e4m3fn.
+
+    scale [N] float32, with float8 only: row n of W is weight[n] * scale[n]. Before a CUDA graph records a call, make
+    the same call once outside it: that compiles the kernel and allocates what parts of a row share.
+    """
+    choice = choose(x.shape[0], weight.shape[0], weight.shape[1])
+    if choice.method in (Method.CUBLAS, Method.CUBLASLT) or not (x.is_cuda or _INTERPRETED):
+        return _by_library(x, weight, scale, choice.method)
+    return launch(x, weight, scale, choice)
+
+
+def launch(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
+    """`linear` by one named kernel; for tuning and tests. GEMV takes one row, DOT at most MAX_ROWS."""
+    x, (m, k), n = x.contiguous(), x.shape, weight.shape[0]
+    _check(x, weight, scale, choice)
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    grid_n = triton.cdiv(n, choice.block_n)
+    even = n % choice.block_n == 0 and k % choice.block_k == 0
+    scales = x if scale is None else scale
+    if choice.method is Method.GEMV:
+        _gemv[(grid_n,)](
+            x, weight, scales, out, n, k, choice.block_n, choice.block_k, even, scale is not None,
+            num_warps=choice.warps, num_stages=choice.stages,
+        )  # fmt: skip
+        return out
+    split = choice.split_k if choice.split_k * m * n <= PARTIAL_FLOATS and grid_n <= MAX_TILES else 1
+    partial, arrivals = _shared(x.device) if split > 1 else (x, x)
+    block_m = max(_MIN_DOT_ROWS, triton.next_power_of_2(m))
+    _dot[(grid_n, split)](
+        x, weight, scales, out, partial, arrivals, m, n, k, split, block_m, choice.block_n, choice.block_k,
+        even, scale is not None, split > 1, num_warps=choice.warps, num_stages=choice.stages,
+    )  # fmt: skip
+    return out
+
+
+def quantise_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [N, K] -> float8_e4m3fn [N, K] and scale [N] float32, so that each row's largest element becomes 448."""
+    most = torch.finfo(torch.float8_e4m3fn).max
+    scale = weight.float().abs().amax(1).clamp(min=1e-12) / most
+    return (weight.float() / scale[:, None]).clamp(-most, most).to(torch.float8_e4m3fn), scale
+
+
+def _by_library(x: Tensor, weight: Tensor, scale: Tensor | None, method: Method) -> Tensor:
+    if scale is not None:
+        # Reads the weight twice more than a float8 product would; for prompts, until activations are quantised too.
+        weight = (weight.to(torch.float32) * scale[:, None]).to(x.dtype)
+    if method is not Method.CUBLASLT or not x.is_cuda:
+        return functional.linear(x, weight)
+    before = torch.backends.cuda.preferred_blas_library()
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    try:
+        return functional.linear(x, weight)
+    finally:
+        torch.backends.cuda.preferred_blas_library(before)
+
+
+@functools.cache
+def _shared(device: torch.device) -> tuple[Any, Any]:
+    """One per device and never freed, because recorded graphs hold its address. Calls on two streams must not overlap."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("call linear once with this shape before a CUDA graph records it")
+    partial = torch.empty((PARTIAL_FLOATS,), dtype=torch.float32, device=device)
+    return partial, torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
+
+
+def _check(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> None:
+    most = 1 if choice.method is Method.GEMV else MAX_ROWS
+    if not 1 <= x.shape[0] <= most:
+        raise ValueError(f"{choice.method.name} takes 1 to {most} rows, got {x.shape[0]}")
+    if x.shape[1] != weight.shape[1] or not weight.is_contiguous():
+        raise ValueError(f"expected a contiguous weight [N, {x.shape[1]}], got {list(weight.shape)}")
+    if (weight.dtype == torch.float8_e4m3fn) != (scale is not None):
+        raise ValueError("a float8 weight comes with its scales, and only it")
