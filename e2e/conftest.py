@@ -44,9 +44,9 @@ def installed(cluster: Cluster) -> None:
     cluster.helm("upgrade", "--install", *RELEASE, *SMALL, "--wait", "--timeout", "5m")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def router_url(cluster: Cluster, installed: None) -> str:
-    """http://IP:8080/v1 of the routers' Service, reachable from this machine."""
+    """http://IP:8080/v1 of the routers' Service, reachable from this machine; e2e/install gives it another IP."""
     return f"http://{cluster.get('service', 'shoal-router')['spec']['clusterIP']}:8080/v1"
 
 

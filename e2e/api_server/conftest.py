@@ -1,12 +1,10 @@
 """A real etcd and kube-apiserver without nodes, for tests of what only an API server can say.
 
-The binary is the one of `make cluster` (e2e/cluster): $K8S, else .cluster/bin/k8s. No controller runs: nothing is garbage
-collected, no pod is scheduled.
+No controller runs: nothing is garbage collected, no pod is scheduled.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import time
@@ -17,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-BINARY = Path(os.environ.get("K8S", ROOT / ".cluster" / "bin" / "k8s"))
+from e2e.binary import k8s
+
 TOKEN = "test"
 START_TIMEOUT_S = 60.0
 
@@ -32,8 +30,6 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Path of a kubeconfig of a cluster administrator."""
-    if not BINARY.exists():
-        pytest.fail(f"there is no {BINARY}: run `make cluster` once, or set K8S to the binary of e2e/cluster")
     state = tmp_path_factory.mktemp("api-server")
     etcd, peer, secure = free_port(), free_port(), free_port()
     (state / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
@@ -62,7 +58,7 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     }
     processes = []
     for program, options in flags.items():
-        command = [BINARY, program, *(f"--{name}={value}" for name, value in options.items())]
+        command = [k8s(), program, *(f"--{name}={value}" for name, value in options.items())]
         with (state / f"{program}.log").open("wb") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
     try:

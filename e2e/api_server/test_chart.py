@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-CHART = Path(__file__).resolve().parents[2] / "charts" / "shoal"
-HELM = os.environ.get("HELM") or shutil.which("helm")
-BINARY = os.environ.get("K8S", str(CHART.parents[1] / ".cluster" / "bin" / "k8s"))
+from e2e.binary import k8s
 
-pytestmark = pytest.mark.skipif(HELM is None, reason="no helm")
+CHART = Path(__file__).resolve().parents[2] / "charts" / "shoal"
 
 
 def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -24,13 +20,13 @@ def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def kubectl(kubeconfig: Path) -> tuple[str, ...]:
     """`kubectl`, as administrator of a cluster in which the chart is installed for the namespace `red`."""
-    kubectl = (BINARY, "kubectl", "--kubeconfig", str(kubeconfig))
+    kubectl = (k8s(), "kubectl", "--kubeconfig", str(kubeconfig))
     for namespace in ("system", "red", "blue"):
         assert run(*kubectl, "create", "namespace", namespace).returncode == 0
     label = "pod-security.kubernetes.io/enforce=restricted"
     assert run(*kubectl, "label", "namespace", "system", label).returncode == 0
     flags = ("--kubeconfig", str(kubeconfig), "--namespace", "system", "--set", "namespaces={red}")
-    installed = run(str(HELM), "install", "fleet", str(CHART), *flags)
+    installed = run(k8s(), "helm", "install", "fleet", str(CHART), *flags)
     assert installed.returncode == 0, installed.stderr
     assert "v1/chat/completions" in installed.stdout
     return kubectl

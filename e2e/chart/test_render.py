@@ -1,11 +1,9 @@
-"""What helm makes of the chart. Needs helm: env HELM, or on PATH; without it every test is skipped."""
+"""What helm makes of the chart."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.binary import k8s
+
 CHART = Path(__file__).resolve().parents[2] / "charts" / "shoal"
-HELM = os.environ.get("HELM") or shutil.which("helm")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "namespaces": ("--set", "namespaces={red,blue}"),
@@ -30,13 +29,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 
-pytestmark = pytest.mark.skipif(HELM is None, reason="no helm")
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
 @functools.cache
 def rendered(variant: str) -> list[dict[str, Any]]:
-    command = [str(HELM), "template", "fleet", str(CHART), "--namespace", "system", *VARIANTS[variant]]
+    command = [k8s(), "helm", "template", "fleet", str(CHART), "--namespace", "system", *VARIANTS[variant]]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     return [document for document in yaml.safe_load_all(result.stdout) if document]
@@ -179,7 +177,7 @@ def test_alerts_and_dashboard_survive_templating() -> None:
 
 
 def test_a_mistake_in_values_is_refused() -> None:
-    command = [str(HELM), "template", "fleet", str(CHART), "--set", "router.replicas=0"]
+    command = [k8s(), "helm", "template", "fleet", str(CHART), "--set", "router.replicas=0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode != 0
     assert "replicas" in result.stderr
