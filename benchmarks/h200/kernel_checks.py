@@ -1,0 +1,158 @@
+"""Every Triton kernel on the GPU against the torch twin in float32: odd shapes, poisoned outputs and caches, both dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import torch
+from kernel_cases import DEVICE, LLAMA_8B, QWEN3_06B, Case, build, poisoned_cache, relative_error, rope_table
+from torch import Tensor
+
+from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.kernels.interface import AttentionScale, HeadLayout
+from shoal_engine.kernels.reference import ReferenceKernels
+from shoal_engine.kernels.triton_decode import DecodeTiling
+from shoal_engine.kernels.triton_prefill import PrefillTiling
+
+TWIN = ReferenceKernels()
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
+LAYOUTS = [LLAMA_8B, QWEN3_06B, HeadLayout(14, 2, 64), HeadLayout(3, 3, 96), HeadLayout(8, 1, 256)]
+CASES = [
+    Case("edges", (1,) * 8, (1, 15, 16, 17, 63, 64, 65, 300)),
+    Case("long and short", (1,) * 3, (5000, 1, 129)),
+    Case("padding rows", (1,) * 4, (100, 65, 0, 0)),
+    Case("prefill", (1000, 64, 129, 2), (1000, 64, 129, 2)),
+    Case("chunks after a prefix", (100, 1, 257), (1100, 65, 2000)),
+    Case("mixed", (1, 1, 1, 200, 33), (700, 1, 64, 200, 900)),
+]
+
+
+Errors = Iterator[tuple[str, float, float]]  # name, error, what is allowed
+
+
+def run(shard: int = 0, shards: int = 1) -> int:
+    """Print what is off; return how many. Compiling is most of the time, so that several processes may share the work."""
+    failures = total = 0
+    for job in list(_jobs())[shard::shards]:
+        torch.manual_seed(0)
+        for name, error, tolerance in job():
+            total += 1
+            if not error <= tolerance:
+                failures += 1
+                print(f"WRONG {name}: relative error {error:.2e}, allowed {tolerance:.0e}", flush=True)
+    print(f"checks: {total - failures} of {total} within tolerance", flush=True)
+    return failures
+
+
+def _jobs() -> Iterator[Callable[[], Errors]]:
+    yield _rows
+    for dtype in (torch.float32, torch.bfloat16):
+        for layout in LAYOUTS:
+            if dtype == torch.float32 and layout.head_dim > 128:
+                continue  # spills to the point of taking minutes to compile; nobody runs it
+            for number, case in enumerate(CASES):
+                window = (None, None, 48)[(number + layout.num_heads) % 3]
+                block_tokens = (16, 64, 128, 8)[(number + layout.head_dim // 32) % 4]
+                yield partial(_attention, case, layout, dtype, block_tokens, window, CudaKernels())
+    for tiling in (PrefillTiling(128, 64, 4, 3), PrefillTiling(64, 64, 4, 3), PrefillTiling(128, 128, 8, 2)):
+        for block_tokens in (16, 64):
+            kernels = CudaKernels(prefill_tiling=tiling)
+            yield partial(_attention, CASES[3], LLAMA_8B, torch.bfloat16, block_tokens, 300, kernels)
+            yield partial(_attention, CASES[4], QWEN3_06B, torch.bfloat16, block_tokens, None, kernels)
+    for decode in (DecodeTiling(128, 4, 2, 264), DecodeTiling(64, 4, 3, 528), DecodeTiling(64, 2, 3, 264)):
+        for block_tokens in (16, 64):
+            kernels = CudaKernels(decode)
+            yield partial(_attention, CASES[1], LLAMA_8B, torch.bfloat16, block_tokens, None, kernels)
+
+
+def _rows() -> Errors:
+    kernels = CudaKernels()
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows, width in ((1, 4096), (33, 1024), (5, 3072), (7, 577), (300, 14336)):
+            x, residual = (torch.randn(rows, width, device=DEVICE, dtype=dtype) for _ in range(2))
+            weight = torch.randn(width, device=DEVICE, dtype=dtype)
+            name, allowed = f"{rows}x{width} {dtype}", TOLERANCE[dtype]
+            with poisoned_outputs():
+                normed = kernels.rms_norm(x, weight, 1e-5)
+                wide = torch.cat((x, residual), dim=1)
+                gated = kernels.silu_mul(wide)
+                summed = residual.clone()
+                normed_sum = kernels.add_rms_norm(x, summed, weight, 1e-5)
+            twin_sum = residual.clone()
+            want = TWIN.add_rms_norm(x, twin_sum, weight, 1e-5)
+            yield f"rms_norm {name}", relative_error(normed, TWIN.rms_norm(x.float(), weight, 1e-5)), allowed
+            yield f"add_rms_norm {name}", relative_error(normed_sum, want), allowed
+            yield f"residual {name}", float(not torch.equal(summed, twin_sum)), 0.0
+            yield f"silu_mul {name}", relative_error(gated, TWIN.silu_mul(wide.float())), allowed
+
+
+def _attention(
+    case: Case,
+    layout: HeadLayout,
+    dtype: torch.dtype,
+    block_tokens: int,
+    window: int | None,
+    kernels: CudaKernels,
+) -> Errors:
+    """Rotation and write, then attention: twice eagerly and once in a graph, which must agree to the bit."""
+    batch, num_blocks = build(case, block_tokens)
+    cache = poisoned_cache(case, batch, num_blocks, layout, dtype)
+    name = f"{case.name} {layout} {dtype} block {block_tokens} window {window}"
+    qkv = torch.randn(case.tokens, layout.qkv_size, device=DEVICE, dtype=dtype)
+    rope = rope_table(max(case.contexts), layout.head_dim)
+    norms = [torch.randn(layout.head_dim, device=DEVICE, dtype=dtype) for _ in range(2)]
+    twin_cache = cache.clone()
+    with poisoned_outputs():
+        q = kernels.rotate_and_store(qkv, layout, rope, batch, cache, *norms)
+    want = TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache, *norms)
+    yield f"q of {name}", relative_error(q, want), TOLERANCE[dtype]
+    yield f"cache of {name}", relative_error(cache.nan_to_num(0.0), twin_cache.nan_to_num(0.0)), 4e-3
+    yield f"NaN of {name}", float(not torch.equal(cache.isnan(), twin_cache.isnan())), 0.0
+
+    scale = AttentionScale(layout.head_dim**-0.5, window)
+    real = sum(context > 0 for context in case.contexts)
+    rows = sum(case.queries[:real])
+    shown = replace(batch, query_start=batch.query_start[: real + 1], context_lens=batch.context_lens[:real])
+    want = TWIN.attend(q[:rows].float(), layout, shown, cache.nan_to_num(0.0).float(), scale)
+    with poisoned_outputs():
+        got = kernels.attend(q, layout, batch, cache, scale)
+        again = kernels.attend(q, layout, batch, cache, scale)
+    yield f"attend {name}", relative_error(got[:rows], want), TOLERANCE[dtype]
+    yield f"worst of {name}", float((got[:rows].float() - want).abs().max()), 2e-2
+    yield f"padding of {name}", float(not bool((got[rows:] == 0).all())), 0.0
+    yield f"rerun of {name}", float(not torch.equal(got, again)), 0.0
+    captured = _captured(lambda: _step(kernels, q, layout, batch, cache, scale))
+    yield f"graph of {name}", float(not torch.equal(got, captured)), 0.0
+
+
+def _step(kernels: CudaKernels, q: Tensor, layout: HeadLayout, batch, cache, scale) -> Tensor:  # type: ignore[no-untyped-def]
+    kernels.begin_step(batch)
+    return kernels.attend(q, layout, batch, cache, scale)
+
+
+def _captured(call: Callable[[], Tensor]) -> Tensor:
+    """The result of the second replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    result.fill_(float("nan"))
+    graph.replay()
+    result.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    return result.clone()
+
+
+@contextmanager
+def poisoned_outputs() -> Iterator[None]:
+    """What torch leaves uninitialised is NaN, so that an element nobody wrote is seen."""
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+    Tensor.new_empty = lambda *a, **k: new_empty(*a, **k).fill_(float("nan"))
+    torch.empty_like = lambda *a, **k: empty_like(*a, **k).fill_(float("nan"))
+    try:
+        yield
+    finally:
+        Tensor.new_empty, torch.empty_like = new_empty, empty_like

@@ -1,0 +1,103 @@
+"""The GPU's kernels, in Triton. What they compute is `interface.py`'s; how is in the `triton_*.py` files beside it.
+
+Nothing here waits for the device or reads a value from it, so that a step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shoal_engine.kernels import triton_decode, triton_norm, triton_prefill, triton_rotary
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.triton_decode import DecodeTiling, DecodeWorkspace
+from shoal_engine.kernels.triton_decode_plan import DecodePlan
+from shoal_engine.kernels.triton_prefill import PrefillTiling
+
+
+class CudaKernels:
+    """Implements `interface.Kernels` for float32 and bfloat16. Keeps workspaces between calls: one stream at a time.
+
+    The layers of a step share the plan of its decodes, which is made when `attend` first sees the batch. A caller that
+    keeps one batch object and changes its tensors in place, as a CUDA graph does, calls `begin_step` before each step and
+    inside the captured part. One eager step before the capture compiles the kernels and allocates the workspace.
+    """
+
+    def __init__(
+        self, decode_tiling: DecodeTiling | None = None, prefill_tiling: PrefillTiling | None = None
+    ) -> None:
+        """The tilings default to what was fastest on an H200 for heads of 128 (benchmarks/h200/kernels.py)."""
+        self._decode_tiling = decode_tiling
+        self._prefill_tiling = prefill_tiling
+        self._workspaces: dict[tuple[HeadLayout, int, torch.device], DecodeWorkspace] = {}
+        self._batch: AttentionBatch | None = None
+        self._plans: dict[tuple[HeadLayout, int | None, DecodeTiling], DecodePlan] = {}
+
+    def begin_step(self, batch: AttentionBatch) -> None:
+        """Forget the plans: the lengths in `batch` have changed."""
+        self._batch, self._plans = batch, {}
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return triton_norm.rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return triton_norm.rms_norm(x, weight, eps, residual)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return triton_norm.silu_mul(gate_up)
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        rope_table: Tensor,
+        batch: AttentionBatch,
+        cache: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> Tensor:
+        _check_cache(cache, qkv)
+        return triton_rotary.rotate_and_store(qkv, layout, rope_table, batch, cache, q_norm, k_norm, eps)
+
+    def attend(
+        self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
+    ) -> Tensor:
+        _check_cache(cache, q)
+        q = q.contiguous()
+        out = q.new_empty((q.shape[0], layout.q_size))
+        if batch.num_decodes > 0:
+            decode_tiling = self._decode_tiling or triton_decode.tiling_for(layout, q.dtype)
+            plan = self._plan_of(batch, layout, scale, decode_tiling)
+            workspace = self._workspace_of(layout, plan.workers, q.device)
+            triton_decode.attend_decodes(q, layout, batch, cache, scale, plan, workspace, decode_tiling, out)
+        if batch.num_requests > batch.num_decodes:
+            tiling = self._prefill_tiling or triton_prefill.tiling_for(layout, batch, q.dtype)
+            triton_prefill.attend_prefills(q, layout, batch, cache, scale, tiling, out)
+        return out
+
+    def _plan_of(
+        self, batch: AttentionBatch, layout: HeadLayout, scale: AttentionScale, tiling: DecodeTiling
+    ) -> DecodePlan:
+        if batch is not self._batch:
+            self.begin_step(batch)
+        key = (layout, scale.window, tiling)
+        if key not in self._plans:
+            self._plans[key] = triton_decode.plan_for(batch, layout, scale, tiling)
+        return self._plans[key]
+
+    def _workspace_of(self, layout: HeadLayout, workers: int, device: torch.device) -> DecodeWorkspace:
+        key = (layout, workers, device)
+        if key not in self._workspaces:
+            self._workspaces[key] = DecodeWorkspace.allocate(workers, layout, device)
+        return self._workspaces[key]
+
+
+def _check_cache(cache: Tensor, x: Tensor) -> None:
+    """Blocks may stand apart, as in a pool that keeps all layers of a block together; a block itself is one piece."""
+    if cache.dtype != x.dtype or not cache[0].is_contiguous():
+        raise ValueError(
+            f"the blocks of the cache must be contiguous and of the dtype of their keys, {x.dtype}"
+        )
+    if cache.shape[-1] % 2 != 0:
+        raise ValueError("rotary heads have an even size")

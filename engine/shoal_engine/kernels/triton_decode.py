@@ -1,0 +1,269 @@
+"""Decode attention over the paged cache: one query token per request, all query heads of a key/value head together.
+
+A worker walks its share of the tiles (`triton_decode_plan.py`). A request that lies inside one share is written at once;
+a request cut into pieces leaves (sum, maximum, weight) of each piece in a workspace, and whichever worker finishes last
+merges them, always in the order of the pieces, so that results do not depend on timing. Not for several query tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_decodes
+from shoal_engine.kernels.triton_jit import jit, jit_once
+
+LOG2_E = 1.4426950408889634
+MERGED_ELEMENTS = 4096  # of partial sums in registers at once
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTiling:
+    """programs: workers times key/value heads, about; an H200 has 132 processors and needs several programs on each."""
+
+    tile_tokens: int = 64
+    warps: int = 2
+    stages: int = 3
+    programs: int = 528
+
+    def workers(self, layout: HeadLayout) -> int:
+        return max(1, self.programs // layout.num_kv_heads)
+
+    def max_pieces(self, layout: HeadLayout) -> int:
+        """More pieces mean more parallelism for a single long request, and a longer merge."""
+        return int(max(32, min(128, triton.next_power_of_2(256 // layout.num_kv_heads))))
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWorkspace:
+    """Pieces of cut requests. A worker has at most two: one it continues and one it begins. Sized by workers, not requests.
+
+    sums [workers*2, kv_heads, group, D], stats [workers*2, kv_heads, 2, group] (maximum, weight) float32;
+    arrivals [workers, kv_heads] int32, zero between launches, counts the pieces of the request that begins in a worker.
+    """
+
+    sums: Tensor
+    stats: Tensor
+    arrivals: Tensor
+
+    @classmethod
+    def allocate(cls, workers: int, layout: HeadLayout, device: torch.device) -> DecodeWorkspace:
+        heads, group = layout.num_kv_heads, layout.num_heads // layout.num_kv_heads
+        return cls(
+            sums=torch.empty(2 * workers, heads, group, layout.head_dim, device=device),
+            stats=torch.empty(2 * workers, heads, 2, group, device=device),
+            arrivals=torch.zeros(workers, heads, dtype=torch.int32, device=device),
+        )
+
+
+@jit
+def _walk_tiles(
+    queries: tl.tensor,
+    keys: tl.tensor,
+    table: tl.tensor,
+    block_stride: tl.tensor,
+    side_stride: tl.constexpr,
+    from_token: tl.tensor,
+    to_token: tl.tensor,
+    first_visible: tl.tensor,
+    scale_log2: tl.tensor,
+    head_dim: tl.constexpr,
+    block_tokens: tl.constexpr,
+    row_block: tl.constexpr,
+    dim_block: tl.constexpr,
+    tile_tokens: tl.constexpr,
+    precision: tl.constexpr,
+) -> tl.tensor:
+    """Softmax sums [rows, D], maxima [rows] and weights [rows] over tokens from_token..to_token of one request."""
+    dims = tl.arange(0, dim_block)
+    sums = tl.zeros((row_block, dim_block), tl.float32)
+    top = tl.full((row_block,), float("-inf"), tl.float32)
+    weight = tl.zeros((row_block,), tl.float32)
+    for begin in range(from_token, to_token, tile_tokens):
+        token = begin + tl.arange(0, tile_tokens)
+        visible = (token < to_token) & (token >= first_visible)
+        if block_tokens % tile_tokens == 0:
+            page = tl.load(table + begin // block_tokens).to(tl.int64)
+        else:
+            page = tl.load(table + token // block_tokens, mask=visible, other=0).to(tl.int64)
+        at = page * block_stride + (token % block_tokens) * head_dim
+        kept = visible[:, None] & (dims[None, :] < head_dim)
+        key = tl.load(keys + at[:, None] + dims[None, :], mask=kept, other=0.0)
+        value = tl.load(keys + side_stride + at[:, None] + dims[None, :], mask=kept, other=0.0)
+        scores = tl.dot(queries, tl.trans(key), input_precision=precision) * scale_log2
+        scores = tl.where(visible[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # nothing visible yet
+        shares = tl.exp2(scores - shift[:, None])
+        fade = tl.exp2(top - shift)
+        weight = weight * fade + tl.sum(shares, 1)
+        sums = sums * fade[:, None] + tl.dot(shares.to(value.dtype), value, input_precision=precision)
+        top = new_top
+    return sums, top, weight
+
+
+@jit
+def _merge_pieces(
+    sums: tl.tensor,
+    stats: tl.tensor,
+    first_worker: tl.tensor,
+    pieces: tl.tensor,
+    head: tl.tensor,
+    target: tl.tensor,
+    num_kv_heads: tl.constexpr,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    group_block: tl.constexpr,
+    dim_block: tl.constexpr,
+    max_pieces: tl.constexpr,
+    piece_block: tl.constexpr,
+) -> None:
+    """Read past the first-level cache (.cg): other processors wrote these."""
+    rows, dims = tl.arange(0, group_block), tl.arange(0, dim_block)
+    piece = tl.arange(0, max_pieces)
+    slot = 2 * (first_worker + piece) + (piece == 0)
+    at = (slot * num_kv_heads + head)[:, None] * (2 * group) + rows[None, :]
+    there = (piece < pieces)[:, None] & (rows < group)[None, :]
+    tops = tl.load(stats + at, mask=there, other=float("-inf"), cache_modifier=".cg")
+    weights = tl.load(stats + at + group, mask=there, other=0.0, cache_modifier=".cg")
+    top = tl.max(tops, 0)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    weight = tl.sum(tl.exp2(tops - shift[None, :]) * weights, 0)
+    merged = tl.zeros((group_block, dim_block), tl.float32)
+    for begin in tl.static_range(0, max_pieces, piece_block):
+        piece = begin + tl.arange(0, piece_block)
+        slot = (2 * (first_worker + piece) + (piece == 0)) * num_kv_heads + head
+        there = (piece < pieces)[:, None] & (rows < group)[None, :]
+        at = slot[:, None] * (2 * group) + rows[None, :]
+        factor = tl.exp2(
+            tl.load(stats + at, mask=there, other=float("-inf"), cache_modifier=".cg") - shift[None, :]
+        )
+        at = (slot[:, None, None] * group + rows[None, :, None]) * head_dim + dims[None, None, :]
+        kept = there[:, :, None] & (dims < head_dim)[None, None, :]
+        part = tl.load(sums + at, mask=kept, other=0.0, cache_modifier=".cg")
+        merged += tl.sum(part * factor[:, :, None], 0)
+    merged = merged / tl.where(weight == 0.0, 1.0, weight)[:, None]
+    kept = (rows < group)[:, None] & (dims < head_dim)[None, :]
+    at = rows[:, None] * head_dim + dims[None, :]
+    tl.store(target + at, merged.to(target.dtype.element_ty), mask=kept)
+
+
+@jit_once("tables", "context_lens", "table_stride", "window")
+def _decode_kernel(
+    q: tl.tensor,
+    cache: tl.tensor,
+    tables: tl.tensor,
+    context_lens: tl.tensor,
+    line: tl.tensor,
+    piece_sums: tl.tensor,
+    piece_stats: tl.tensor,
+    arrivals: tl.tensor,
+    out: tl.tensor,
+    block_stride: tl.tensor,
+    table_stride: tl.tensor,
+    scale_log2: tl.tensor,
+    window: tl.tensor,
+    workers: tl.constexpr,
+    num_kv_heads: tl.constexpr,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_tokens: tl.constexpr,
+    row_block: tl.constexpr,
+    group_block: tl.constexpr,
+    dim_block: tl.constexpr,
+    tile_tokens: tl.constexpr,
+    max_pieces: tl.constexpr,
+    piece_block: tl.constexpr,
+    precision: tl.constexpr,
+) -> None:
+    head, worker = tl.program_id(0), tl.program_id(1)
+    share = tl.load(line)
+    tile = worker * share
+    last_tile = tl.minimum(tile + share, tl.load(line + 1))
+    request = tl.load(line + 2 + worker)
+    starts = line + 2 + workers
+    rows, dims = tl.arange(0, row_block), tl.arange(0, dim_block)
+    at = rows[:, None] * head_dim + dims[None, :]
+    kept = (rows < group)[:, None] & (dims < head_dim)[None, :]
+    keys = cache + head * (block_tokens * head_dim)
+    while tile < last_tile:
+        start, end = tl.load(starts + request), tl.load(starts + request + 1)
+        stop = tl.minimum(last_tile, end)
+        length = tl.load(context_lens + request)
+        first_visible = tl.maximum(length - window, 0)
+        from_token = (first_visible // tile_tokens + tile - start) * tile_tokens
+        to_token = tl.minimum(from_token + (stop - tile) * tile_tokens, length)
+        offset = (request.to(tl.int64) * num_kv_heads + head) * (group * head_dim)
+        queries = tl.load(q + offset + at, mask=kept, other=0.0)
+        sums, top, weight = _walk_tiles(
+            queries, keys, tables + request.to(tl.int64) * table_stride, block_stride,
+            num_kv_heads * block_tokens * head_dim, from_token, to_token, first_visible, scale_log2,
+            head_dim, block_tokens, row_block, dim_block, tile_tokens, precision,
+        )  # fmt: skip
+        first_worker = start // share
+        pieces = (end - 1) // share - first_worker + 1
+        if pieces == 1:
+            result = sums / tl.where(weight == 0.0, 1.0, weight)[:, None]
+            tl.store(out + offset + at, result.to(out.dtype.element_ty), mask=kept)
+        else:
+            slot = (2 * worker + (worker == first_worker)) * num_kv_heads + head
+            tl.store(piece_sums + slot * (group * head_dim) + at, sums, mask=kept)
+            stats = piece_stats + slot * (2 * group) + rows
+            tl.store(stats, top, mask=rows < group)
+            tl.store(stats + group, weight, mask=rows < group)
+            tl.debug_barrier()  # all threads' stores come before the one thread's release below
+            counter = arrivals + first_worker * num_kv_heads + head
+            if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == pieces - 1:
+                _merge_pieces(
+                    piece_sums, piece_stats, first_worker, pieces, head, out + offset,
+                    num_kv_heads, group, head_dim, group_block, dim_block, max_pieces, piece_block,
+                )  # fmt: skip
+                tl.store(counter, 0)
+        tile = stop
+        request += 1
+
+
+def attend_decodes(
+    q: Tensor,
+    layout: HeadLayout,
+    batch: AttentionBatch,
+    cache: Tensor,
+    scale: AttentionScale,
+    plan: DecodePlan,
+    workspace: DecodeWorkspace,
+    tiling: DecodeTiling,
+    out: Tensor,
+) -> None:
+    """Rows :num_decodes of out [T, num_heads*D] from those of q [T, num_heads, D]; a request without tokens gets zeros."""
+    group = layout.num_heads // layout.num_kv_heads
+    group_block, dim_block = triton.next_power_of_2(group), max(16, triton.next_power_of_2(layout.head_dim))
+    _decode_kernel[(layout.num_kv_heads, plan.workers)](
+        q, cache, batch.tables, batch.context_lens, plan.line, workspace.sums, workspace.stats, workspace.arrivals,
+        out, cache.stride(0), batch.tables.stride(0), scale.scale * LOG2_E, scale.window or 2**30,
+        workers=plan.workers, num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
+        block_tokens=batch.block_tokens, row_block=max(16, group_block), group_block=group_block,
+        dim_block=dim_block, tile_tokens=plan.tile_tokens, max_pieces=plan.max_pieces,
+        piece_block=max(1, min(plan.max_pieces, MERGED_ELEMENTS // (group_block * dim_block))),
+        precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=tiling.warps, num_stages=tiling.stages,
+    )  # fmt: skip
+
+
+def tiling_for(layout: HeadLayout, dtype: torch.dtype) -> DecodeTiling:
+    """Wider rows make shorter tiles: three stages of keys and values must fit the shared memory."""
+    row_bytes = triton.next_power_of_2(layout.head_dim) * dtype.itemsize
+    return DecodeTiling(tile_tokens=int(min(64, max(16, 64 * 256 // row_bytes))))
+
+
+def plan_for(
+    batch: AttentionBatch, layout: HeadLayout, scale: AttentionScale, tiling: DecodeTiling
+) -> DecodePlan:
+    """The plan of all layers of one step that share `layout` and `scale`."""
+    return plan_decodes(
+        batch.context_lens, batch.num_decodes, scale.window, tiling.workers(layout), tiling.tile_tokens,
+        tiling.max_pieces(layout),
+    )  # fmt: skip

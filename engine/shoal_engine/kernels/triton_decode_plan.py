@@ -1,0 +1,91 @@
+"""Who reads what in decode attention: the visible tokens of all requests, cut into tiles and dealt in equal shares.
+
+All tiles of a step stand in one line, request after request, and worker w takes tiles [w*share, (w+1)*share) of it. The
+line is laid out on the device by one program, since only the device knows the lengths inside a CUDA graph; the number of
+workers is fixed. A request without tokens (a padding row) has one tile, all of it hidden, so that its output is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shoal_engine.kernels.triton_jit import jit_once
+
+REQUESTS_PER_PASS = 1024
+COMPARISONS_PER_PASS = 8192  # requests x workers that are compared at once: 64 registers of each thread
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """line [2 + workers + R + 1] int32: share; number of tiles; first request of every worker; first tile of every request.
+
+    max_pieces: a request is never cut into more pieces than this, so that merging them stays cheap.
+    """
+
+    line: Tensor
+    workers: int
+    tile_tokens: int
+    max_pieces: int
+
+
+@jit_once("context_lens", "num_requests", "window")
+def _plan_kernel(
+    context_lens: tl.tensor,
+    line: tl.tensor,
+    num_requests: tl.tensor,
+    window: tl.tensor,
+    workers: tl.constexpr,
+    tile_tokens: tl.constexpr,
+    max_pieces: tl.constexpr,
+    request_block: tl.constexpr,
+    compare_block: tl.constexpr,
+    worker_block: tl.constexpr,
+) -> None:
+    starts = line + 2 + workers
+    total = tl.full((), 0, tl.int32)
+    longest = tl.full((), 1, tl.int32)
+    tl.store(starts, 0)
+    for begin in range(0, num_requests, request_block):
+        request = begin + tl.arange(0, request_block)
+        length = tl.load(context_lens + request, mask=request < num_requests, other=0)
+        hidden = tl.maximum(length - window, 0) // tile_tokens
+        tiles = tl.maximum((length + tile_tokens - 1) // tile_tokens - hidden, 1)
+        tiles = tl.where(request < num_requests, tiles, 0)
+        tl.store(starts + 1 + request, total + tl.cumsum(tiles, 0), mask=request < num_requests)
+        total += tl.sum(tiles, 0)
+        longest = tl.maximum(longest, tl.max(tiles, 0))
+    share = tl.maximum((total + workers - 1) // workers, (longest + max_pieces - 2) // (max_pieces - 1))
+    tl.store(line, share)
+    tl.store(line + 1, total)
+    tl.debug_barrier()  # the ends just written are read by other threads below
+    worker = tl.arange(0, worker_block)
+    first = tl.zeros((worker_block,), tl.int32)
+    for begin in range(0, num_requests, compare_block):
+        request = begin + tl.arange(0, compare_block)
+        end = tl.load(starts + 1 + request, mask=request < num_requests, other=2147483647)
+        first += tl.sum((end[:, None] <= worker[None, :] * share).to(tl.int32), axis=0)
+    tl.store(line + 2 + worker, first, mask=worker < workers)
+
+
+def plan_decodes(
+    context_lens: Tensor,
+    num_decodes: int,
+    window: int | None,
+    workers: int,
+    tile_tokens: int,
+    max_pieces: int,
+) -> DecodePlan:
+    """context_lens [R >= num_decodes] int32, on the device; all later values stay there."""
+    line = torch.empty(2 + workers + num_decodes + 1, dtype=torch.int32, device=context_lens.device)
+    worker_block = triton.next_power_of_2(workers)
+    _plan_kernel[(1,)](
+        context_lens, line, num_decodes, window or 2**30, workers=workers, tile_tokens=tile_tokens,
+        max_pieces=max_pieces, request_block=REQUESTS_PER_PASS, worker_block=worker_block,
+        compare_block=max(1, COMPARISONS_PER_PASS // worker_block), num_warps=4,
+    )  # fmt: skip
+    return DecodePlan(line, workers, tile_tokens, max_pieces)

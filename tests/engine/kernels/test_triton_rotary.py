@@ -1,0 +1,76 @@
+"""Head norm, rotation and the write to the cache, in Triton's interpreter, against the torch twin."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.kernels.interface import HeadLayout
+from shoal_engine.kernels.reference import ReferenceKernels
+from tests.engine.kernels.paged_batches import attention_batch, poison_outputs
+
+TWIN = ReferenceKernels()
+LAYOUTS = [HeadLayout(4, 2, 16), HeadLayout(9, 3, 24), HeadLayout(2, 1, 128), HeadLayout(14, 2, 64)]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    poison_outputs(monkeypatch)
+
+
+def rope_table(max_positions: int, head_dim: int) -> Tensor:
+    angles = torch.rand(max_positions, head_dim // 2) * 6.28
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def assert_near(got: Tensor, want: Tensor) -> None:
+    """NaN where the twin has NaN. The interpreter cuts bits off where a GPU rounds to bfloat16, here up to twice."""
+    tolerance = 1e-5 if want.dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(got.float(), want.float(), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_queries_and_cache_equal_the_twins(layout: HeadLayout, dtype: torch.dtype, has_norm: bool) -> None:
+    batch, num_blocks = attention_batch([1, 1, 1, 5], [3, 17, 0, 20], block_tokens=8)
+    qkv = torch.randn(8, layout.qkv_size).to(dtype)
+    rope = rope_table(20, layout.head_dim)
+    norms = (
+        [torch.randn(layout.head_dim).to(dtype), torch.randn(layout.head_dim).to(dtype)] if has_norm else []
+    )
+    shape = (num_blocks, 2, layout.num_kv_heads, 8, layout.head_dim)
+    cache, twin_cache = (torch.full(shape, float("nan"), dtype=dtype) for _ in range(2))
+    q = CudaKernels().rotate_and_store(qkv, layout, rope, batch, cache, *norms)
+    assert_near(q, TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache, *norms))
+    assert_near(cache, twin_cache)
+    # Values are copied, not computed.
+    assert torch.equal(cache[:, 1].nan_to_num(9.0), twin_cache[:, 1].nan_to_num(9.0))
+
+
+def test_blocks_may_stand_apart_and_neighbours_stay_untouched() -> None:
+    layout = HeadLayout(4, 2, 16)
+    batch, num_blocks = attention_batch([3], [9], block_tokens=4)
+    pool = torch.full((num_blocks, 3, 2, 2, 4, 16), 7.0)  # all layers of a block together
+    twin_cache = torch.full((num_blocks, 2, 2, 4, 16), 7.0)
+    qkv, rope = torch.randn(3, layout.qkv_size), rope_table(9, 16)
+    CudaKernels().rotate_and_store(qkv, layout, rope, batch, pool[:, 1])
+    TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache)
+    assert_near(pool[:, 1], twin_cache)
+    assert torch.all(pool[:, 0] == 7.0)
+    assert torch.all(pool[:, 2] == 7.0)
+
+
+def test_a_cache_of_another_dtype_is_refused() -> None:
+    layout = HeadLayout(4, 2, 16)
+    batch, num_blocks = attention_batch([1], [1], block_tokens=4)
+    cache = torch.zeros(num_blocks, 2, 2, 4, 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype"):
+        CudaKernels().rotate_and_store(torch.ones(1, 128), layout, torch.ones(1, 16), batch, cache)
