@@ -1,0 +1,116 @@
+"""Sampling on a GPU: microseconds of one call, beside torch's operations and the device-independent sampler, in one run.
+
+    python benchmarks/h200/sampling.py [--rows 1 32 256] [--vocab 151936] [--dtypes float32 bfloat16]
+
+Every case is first checked: tokens against `draws.py` on the same logits and seeds, in which a difference is only
+allowed where a uniform number falls on a boundary (at most one row in a hundred), and the kept sets against a float64
+sort. Ours and torch's kernels are timed as replays of a CUDA graph; `draws.py` reads back from the device, so its time
+is that of eager calls. The share is of the measured read bandwidth, reading all logits once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+
+import torch
+from graph_clock import copies_past_the_cache, read_bandwidth, us_per_call
+from sampling_checks import CASES, Case, by_draws, check, check_distribution, logits, parameters
+
+from shoal_engine.kernels.triton_logprobs import chosen_logprobs
+from shoal_engine.kernels.triton_sampling import SamplingSpace, sample
+from shoal_engine.logprobs import ranked_logprobs
+
+
+def eager_us(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(12):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times[2:])
+
+
+def measure(
+    case: Case, rows: int, vocab: int, dtype: torch.dtype, blocks: list[int], bandwidth: float
+) -> None:
+    x = logits(case, rows, vocab, dtype)
+    asked, space = parameters(rows, vocab, case.options), SamplingSpace(rows, vocab, torch.device("cuda"))
+    note = check(case, x, asked, space)
+    batches = copies_past_the_cache(x)[:64]
+    truncated = bool({"top_k", "top_p", "min_p", "mixed"} & set(case.options))
+    times = [
+        us_per_call(lambda one, block=block: sample(one, asked, space, truncated, block), batches)
+        for block in blocks
+    ]
+    peer = us_per_call(case.peer, batches[:16])
+    before = eager_us(lambda: by_draws(x, asked))
+    floor = x.numel() * x.element_size() / bandwidth * 1e6
+    shown = " ".join(f"{us:7.1f}" for us in times)
+    print(
+        f"{str(dtype)[6:]:<8} {rows:>4} {case.name:<21} {shown}  {floor / min(times):5.0%}"
+        f" {peer:9.1f} {before:9.1f}  {note}",
+        flush=True,
+    )
+
+
+def measure_logprobs(rows: int, vocab: int, dtype: torch.dtype, bandwidth: float) -> None:
+    x = logits(CASES[0], rows, vocab, dtype)
+    token_ids = torch.randint(vocab, (rows,), device="cuda")
+    got, want = chosen_logprobs(x, token_ids), ranked_logprobs(x, token_ids).chosen
+    note = "" if torch.allclose(got, want, rtol=1e-5, atol=1e-4) else "WRONG"
+    batches = copies_past_the_cache(x)[:64]
+    us = us_per_call(lambda one: chosen_logprobs(one, token_ids), batches)
+    peer = us_per_call(lambda one: one.float().log_softmax(-1).gather(1, token_ids[:, None]), batches[:16])
+    floor = x.numel() * x.element_size() / bandwidth * 1e6
+    print(
+        f"{str(dtype)[6:]:<8} {rows:>4} chosen logprob, rank: {us:.1f} us {floor / us:5.0%}, torch {peer:.1f} {note}"
+    )
+
+
+def attempt(work: Callable[..., None], *arguments: object) -> None:
+    """One case that fails does not cost the others their numbers."""
+    try:
+        work(*arguments)
+    except Exception:
+        print(f"{arguments}: {traceback.format_exc(limit=-3)}", flush=True)
+
+
+def main() -> None:
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 32, 256])
+    parser.add_argument("--vocab", type=int, nargs="+", default=[151936])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[32], help="columns of a program of the first pass"
+    )
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    bandwidth = read_bandwidth()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, reads at {bandwidth / 1e12:.2f} TB/s")
+    for vocab in options.vocab:
+        attempt(check_distribution, vocab)
+        print(
+            f"vocabulary {vocab}; ours, us, for blocks of {options.blocks}; share of bandwidth; torch; draws.py eager"
+        )
+        for dtype in (getattr(torch, name) for name in options.dtypes):
+            for rows in options.rows:
+                for case in CASES:
+                    attempt(measure, case, rows, vocab, dtype, options.blocks, bandwidth)
+                attempt(measure_logprobs, rows, vocab, dtype, bandwidth)
+    print(f"took {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
