@@ -11,6 +11,7 @@ is that of eager calls. The share is of the measured read bandwidth, reading all
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 import traceback
@@ -22,7 +23,6 @@ from sampling_checks import CASES, Case, by_draws, check, check_distribution, lo
 
 from shoal_engine.kernels.triton_logprobs import chosen_logprobs
 from shoal_engine.kernels.triton_sampling import SamplingSpace, sample
-from shoal_engine.logprobs import ranked_logprobs
 
 
 def eager_us(call: Callable[[], object]) -> float:
@@ -64,10 +64,13 @@ def measure(
 def measure_logprobs(rows: int, vocab: int, dtype: torch.dtype, bandwidth: float) -> None:
     x = logits(CASES[0], rows, vocab, dtype)
     token_ids = torch.randint(vocab, (rows,), device="cuda")
-    got, want = chosen_logprobs(x, token_ids), ranked_logprobs(x, token_ids).chosen
+    got = chosen_logprobs(x, token_ids, -math.inf)
+    value = x.gather(1, token_ids[:, None])
+    logprob = x.double().log_softmax(1).gather(1, token_ids[:, None])
+    want = torch.cat((logprob, 1.0 + (x > value).sum(1, keepdim=True)), 1).float()
     note = "" if torch.allclose(got, want, rtol=1e-5, atol=1e-4) else "WRONG"
     batches = copies_past_the_cache(x)[:64]
-    us = us_per_call(lambda one: chosen_logprobs(one, token_ids), batches)
+    us = us_per_call(lambda one: chosen_logprobs(one, token_ids, -math.inf), batches)
     peer = us_per_call(lambda one: one.float().log_softmax(-1).gather(1, token_ids[:, None]), batches[:16])
     floor = x.numel() * x.element_size() / bandwidth * 1e6
     print(

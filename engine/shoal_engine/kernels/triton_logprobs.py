@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal_engine.kernels.triton_jit import jit
-from shoal_engine.logprobs import MIN_LOGPROB
 
 _BLOCK = 4096
 
@@ -46,10 +45,10 @@ def _merge(  # type: ignore[no-untyped-def]
     tl.store(out + index * 2 + 1, rank)
 
 
-def chosen_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
+def chosen_logprobs(logits: Tensor, token_ids: Tensor, lowest: float) -> Tensor:
     """logits [R, V] of any float dtype, token_ids [R] int64 -> [R, 2] float32: logprob, and 1 + tokens strictly likelier.
 
-    As `RankedLogprobs.chosen`; a row that is not ok has no meaning here.
+    As `RankedLogprobs.chosen`, with `lowest` for what is below it; a row that is not ok has no meaning here.
     """
     rows, vocab = logits.shape
     blocks = triton.cdiv(vocab, _BLOCK)
@@ -57,7 +56,7 @@ def chosen_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
     out = torch.empty((rows, 2), dtype=torch.float32, device=logits.device)
     _read[(rows, blocks)](logits, token_ids, parts, vocab, logits.stride(0), _BLOCK, num_warps=8)
     _merge[(rows,)](
-        logits, token_ids, parts, out, blocks, logits.stride(0), MIN_LOGPROB,
+        logits, token_ids, parts, out, blocks, logits.stride(0), lowest,
         triton.next_power_of_2(blocks), num_warps=1,
     )  # fmt: skip
     return out

@@ -17,7 +17,7 @@ from shoal_engine.draws import Truncation, draw, draw_truncated, greedy
 from shoal_engine.kernels import triton_sampling
 from shoal_engine.kernels.triton_logprobs import chosen_logprobs
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
-from shoal_engine.logprobs import ranked_logprobs
+from shoal_engine.logprobs import MIN_LOGPROB, ranked_logprobs
 from shoal_engine.noise import key_of, uniforms
 
 CPU = torch.device("cpu")
@@ -223,6 +223,6 @@ def test_logprobs_of_the_chosen_tokens() -> None:
     token_ids = torch.tensor([0, 4999, 4096, int(logits[3].argmax()), 17])
     logits[0, :50] = -math.inf
     want = ranked_logprobs(logits, token_ids).chosen
-    got = chosen_logprobs(logits, token_ids)
+    got = chosen_logprobs(logits, token_ids, MIN_LOGPROB)
     assert torch.equal(got[:, 1], want[:, 1])
     torch.testing.assert_close(got[:, 0], want[:, 0], rtol=1e-5, atol=1e-5)
