@@ -1,26 +1,45 @@
-"""Turn a plan into the tensors one step reads. Keeps each request's block table in a row that is only ever appended to."""
+"""Turn a plan into the numbers one step reads, on the host. Keeps each request's block table in a row that only grows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.plan import Plan
 from shoal_engine.request import Request
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """token_ids [T] int64; sample_rows [S] int64: rows of the hidden states that end in a sampled token, in plan order."""
+class HostBatch:
+    """The fields of `AttentionBatch`, and what stands before and after the model.
 
-    token_ids: Tensor
-    attention: AttentionBatch
-    sample_rows: Tensor
+    token_ids [T] int64: -1 - i stands for the token that row i of the step before has sampled, which only the device knows.
+    sample_rows [S] int64: rows of the hidden states that end in a sampled token, in plan order.
+    """
+
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    query_start: NDArray[np.int32]
+    context_lens: NDArray[np.int32]
+    tables: NDArray[np.int32]
+    sample_rows: NDArray[np.int64]
+    num_decodes: int
+    max_query_len: int
+    max_context_len: int
+    num_pending: int  # of the token ids
+    block_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def only_decodes(self) -> bool:
+        return self.num_decodes == len(self.context_lens)
 
 
 @dataclass(slots=True)
@@ -38,8 +57,8 @@ class BatchBuilder:
         self._rows: dict[str, _Row] = {}
         self._block_tokens = block_tokens
 
-    def build(self, plan: Plan) -> Batch:
-        """Tensors for the chunks of `plan`, in its order (decodes come first)."""
+    def build(self, plan: Plan, sampled_rows: Mapping[str, int]) -> HostBatch:
+        """The chunks of `plan`, in its order (decodes come first). sampled_rows: row of each request in the step before."""
         chunks = plan.chunks
         num_tokens = plan.num_tokens
         token_ids = np.empty(num_tokens, dtype=np.int64)
@@ -49,12 +68,16 @@ class BatchBuilder:
         context_lens = np.empty(len(chunks), dtype=np.int32)
         rows = np.empty(len(chunks), dtype=np.int64)
         sample_rows = []
-        at, block_tokens = 0, self._block_tokens
+        at, num_pending, block_tokens = 0, 0, self._block_tokens
         for i, chunk in enumerate(chunks):
             start, count, request = chunk.start, chunk.count, chunk.request
             rows[i] = row = self._sync(request)
             if count == 1:
-                token_ids[at] = request.token_ids[start]
+                if start < len(request.token_ids):
+                    token_ids[at] = request.token_ids[start]
+                else:
+                    token_ids[at] = -1 - sampled_rows[request.id]
+                    num_pending += 1
                 positions[at] = start
                 slots[at] = request.block_ids[start // block_tokens] * block_tokens + start % block_tokens
             else:
@@ -71,18 +94,20 @@ class BatchBuilder:
             if chunk.samples:
                 sample_rows.append(at - 1)
         longest = int(context_lens.max())
-        attention = AttentionBatch(
-            query_start=torch.from_numpy(query_start),
-            context_lens=torch.from_numpy(context_lens),
-            tables=torch.from_numpy(self._tables[rows, : -(-longest // block_tokens)]),
-            slots=torch.from_numpy(slots),
-            positions=torch.from_numpy(positions),
+        return HostBatch(
+            token_ids=token_ids,
+            positions=positions,
+            slots=slots,
+            query_start=query_start,
+            context_lens=context_lens,
+            tables=self._tables[rows, : -(-longest // block_tokens)],
+            sample_rows=np.array(sample_rows, dtype=np.int64),
             num_decodes=plan.num_decodes,
             max_query_len=max(chunk.count for chunk in chunks),
             max_context_len=longest,
+            num_pending=num_pending,
             block_tokens=block_tokens,
         )
-        return Batch(torch.from_numpy(token_ids), attention, torch.tensor(sample_rows, dtype=torch.int64))
 
     def release(self, request_ids: Iterable[str]) -> None:
         """Forget finished and preempted requests. Unknown ids are fine: a request may end before it ever ran."""

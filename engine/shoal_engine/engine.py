@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shoal_api.options import ModelOptions
@@ -29,6 +30,15 @@ log = logging.getLogger(__name__)
 MAX_BROKEN_IN_A_ROW = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that the device has been given. `sampled` has a row for each of `sampling`; None when there is none."""
+
+    plan: Plan
+    sampling: list[Chunk]
+    sampled: Sampled | None
+
+
 class Engine:
     def __init__(
         self,
@@ -38,13 +48,17 @@ class Engine:
         config: ModelConfig,
         model_path: Path,
         ready: Ready,
+        steps_ahead: int = 0,
     ) -> None:
+        """steps_ahead: steps that may be under way before the results of the oldest are read; 0 on a CPU, 1 on a GPU."""
         self.config = config
         self.model_path = model_path
         self.ready = ready
         self.runner = runner
         self.scheduler = scheduler
         self.sampler = sampler
+        self._steps_ahead = steps_ahead
+        self._flights: deque[Flight] = deque()
         self._prompt_scores = PromptScores(runner)
         self._full_budget = scheduler.limits.max_num_batched_tokens
         self._queued_s: dict[str, float] = {}
@@ -87,29 +101,53 @@ class Engine:
                 self._forget([request])
 
     def step(self) -> list[Output]:
-        """Compute one step; returns what it did for each request that it advanced or ended."""
+        """Start one step and settle the oldest; returns what that did for each request that it advanced or ended.
+
+        A device with `steps_ahead` computes while the host settles what came before.
+        """
         plan = self.scheduler.schedule()
+        self._restart(plan.preempted)
         outputs = self._ended(plan.failed)
         if plan.chunks:
             try:
-                outputs += self._run(plan)
-                self._recovered()
+                self._flights.append(self._launch(plan))
             except Exception as error:
-                outputs += self._roll_back(plan, error)
+                while self._flights:
+                    outputs += self._settle()
+                return outputs + self._roll_back(plan, error)
+        if len(self._flights) > (self._steps_ahead if plan.chunks else 0):
+            outputs += self._settle()
         return outputs
 
-    def _run(self, plan: Plan) -> list[Output]:
-        hidden, sample_rows = self.runner.run(plan)
-        self._prompt_scores.score(plan, hidden)
+    def _launch(self, plan: Plan) -> Flight:
+        computed = self.runner.run(plan)
+        self._prompt_scores.score(plan, computed.hidden)
         for chunk in plan.chunks[plan.num_decodes :]:
             self._queued_s.setdefault(chunk.request.id, plan.time_s - chunk.request.arrival)
-        if not plan.num_samples:
+        sampling = [chunk for chunk in plan.chunks if chunk.samples]
+        if not sampling:
+            return Flight(plan, sampling, None)
+        ids = [chunk.request.id for chunk in sampling]
+        sampled = self.sampler.sample(self.runner.logits(computed.sampling), ids)
+        self.runner.keep(ids, sampled.token_ids)
+        return Flight(plan, sampling, sampled)
+
+    def _settle(self) -> list[Output]:
+        """Apply the results of the oldest step in flight."""
+        flight = self._flights.popleft()
+        try:
+            outputs = self._commit(flight)
+        except Exception as error:
+            return self._roll_back(flight.plan, error)
+        self._recovered()
+        return outputs
+
+    def _commit(self, flight: Flight) -> list[Output]:
+        plan, sampling = flight.plan, flight.sampling
+        if flight.sampled is None:
             self.scheduler.commit(plan, [])
             return []
-        sampling = [chunk for chunk in plan.chunks if chunk.samples]
-        sampled = self.sampler.sample(
-            self.runner.logits(hidden[sample_rows]), [chunk.request.id for chunk in sampling]
-        )
+        sampled = flight.sampled.on_host()
         token_ids = sampled.token_ids.tolist()
         broken = {}
         if not sampled.all_ok:
@@ -190,6 +228,13 @@ class Engine:
         for chunk in plan.chunks:
             self._restart_sampling(chunk.request)
         return self._ended(ended)
+
+    def _restart(self, request_ids: Iterable[str]) -> None:
+        """What these had in flight when they lost their blocks no longer counts."""
+        for request_id in request_ids:
+            request = self.scheduler.get(request_id)
+            if request is not None:
+                self._restart_sampling(request)
 
     def _restart_sampling(self, request: Request) -> None:
         """The sampler may have drawn a token that was thrown away; its state goes back to the tokens that count."""

@@ -1,38 +1,31 @@
-"""From options to a running engine: device, number format, memory, weights, and one real token. No step logic here."""
+"""From options to a running engine: weights, memory, and one real token. What depends on the device is its backend's."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-import torch
-
 from shoal_api.options import ModelOptions
+from shoal_engine.backend import Backend, backend_for
 from shoal_engine.blocks import BlockPool
 from shoal_engine.checkpoint import Checkpoint, open_checkpoint
 from shoal_engine.config import ModelConfig, read_config
 from shoal_engine.engine import Engine
 from shoal_engine.errors import ModelLoadError
-from shoal_engine.kernels.cpu import cpu_kernels
 from shoal_engine.limits import SchedulerLimits
-from shoal_engine.memory_layout import CacheLayout, host_budget_bytes, num_blocks
+from shoal_engine.memory_layout import CacheLayout, num_blocks
 from shoal_engine.messages import Loading, Ready, Submit
 from shoal_engine.model_path import local_path
 from shoal_engine.models.llama import Llama
-from shoal_engine.runner import Placement, Runner, load_model, random_model
-from shoal_engine.sampler import Sampler
+from shoal_engine.placement import Placement
+from shoal_engine.runner import empty_cache, load_model, random_model
 from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.scheduler import Scheduler
 
 Progress = Callable[[Loading], None]
 
-# On a CPU a step of 512 tokens takes a sixth of a second with a small model: longer ones would stall the streams that
-# are being decoded, and the matrix products are as efficient as they get at this size.
-CPU_MAX_NUM_BATCHED_TOKENS = 512
-CPU_MAX_NUM_SEQS = 64
 # Further requests get 429 at once: at this depth a wait is longer than clients have patience.
 QUEUED_PER_SEAT = 16
 WARMUP_ID = "warmup"
@@ -40,54 +33,34 @@ WARMUP_ID = "warmup"
 
 def load_engine(options: ModelOptions, progress: Progress = lambda _: None) -> Engine:
     """Load the model and generate one token with it. Raises ModelLoadError that says what to change."""
-    refuse_unsupported(options)
+    phases = Phases()
+    with phases.timed("device"):
+        backend = backend_for(options)
     path = local_path(options.model)
-    phases: dict[str, float] = {}
-    started = time.monotonic()
-    checkpoint = None if options.load_format == "dummy" else open_checkpoint(path)
-    config = read_config(path) if checkpoint is None else checkpoint.config
-    place = choose_placement(options)
-    model = _model(options, config, checkpoint, place, progress)
-    phases["weights"] = time.monotonic() - started
-    engine = _engine(options, config, path, place, model, phases)
+    with phases.timed("weights"):
+        checkpoint = None if options.load_format == "dummy" else open_checkpoint(path)
+        config = read_config(path) if checkpoint is None else checkpoint.config
+        model = _model(options, config, checkpoint, backend.place, progress)
+    with phases.timed("memory"):
+        engine = _engine(options, config, path, backend, model, phases.seconds)
     progress(Loading("warmup"))
-    started = time.monotonic()
-    _generate_one_token(engine)
-    phases["warmup"] = time.monotonic() - started
+    with phases.timed("warmup"):
+        _generate_one_token(engine)
+        backend.warm_up(engine)
     return engine
 
 
-def refuse_unsupported(options: ModelOptions) -> None:
-    """Options that the schema knows and this engine does not have. Silence would serve something else than was asked for."""
-    refused = (
-        ("--device cuda", options.device == "cuda"),
-        ("--tensor-parallel-size", options.tensor_parallel_size != 1),
-        ("--pipeline-parallel-size", options.pipeline_parallel_size != 1),
-        ("--quantization", options.quantization is not None),
-        ("--kv-cache-dtype", options.kv_cache_dtype != "auto"),
-        ("--enable-lora", options.enable_lora or bool(options.lora)),
-        (
-            "--speculative-method",
-            options.speculative_method is not None or options.speculative_model is not None,
-        ),
-        ("--dtype float16", options.dtype == "float16"),
-    )
-    for flag, given in refused:
-        if given:
-            raise ModelLoadError(f"{flag} is not supported by this version of the engine; leave it out")
+class Phases:
+    """How long each part of the start took, in seconds."""
 
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-def choose_placement(options: ModelOptions) -> Placement:
-    """CPU, with as many threads as asked for; bfloat16 where the processor multiplies it natively."""
-    torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
-    torch.set_grad_enabled(False)
-    dtype = getattr(torch, options.dtype) if options.dtype != "auto" else _auto_dtype()
-    return Placement(torch.device("cpu"), dtype, cpu_kernels())
-
-
-def _auto_dtype() -> torch.dtype:
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
 
 
 def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
@@ -118,15 +91,19 @@ def _engine(
     options: ModelOptions,
     config: ModelConfig,
     path: Path,
-    place: Placement,
+    backend: Backend,
     model: Llama,
     phases: dict[str, float],
 ) -> Engine:
-    limits = _limits(options, config)
+    place, limits = backend.place, _limits(options, config, backend)
     layout = CacheLayout(
-        config.num_layers, config.num_kv_heads, config.head_dim, options.block_size, place.dtype.itemsize
+        config.num_layers,
+        config.num_kv_heads,
+        config.head_dim,
+        options.block_size,
+        place.cache_dtype.itemsize,
     )
-    budget = options.kv_cache_memory_bytes or host_budget_bytes(psutil.virtual_memory().available)
+    budget = options.kv_cache_memory_bytes or backend.cache_budget_bytes(options, model, layout, limits)
     blocks = num_blocks(layout, budget, limits.max_model_len, limits.max_num_seqs)
     pool = BlockPool(blocks, options.enable_prefix_caching)
     try:
@@ -134,20 +111,21 @@ def _engine(
     except ValueError as error:  # a sliding window that the cache cannot hold
         raise ModelLoadError(f"{error}; see --kv-cache-memory-bytes and --max-num-batched-tokens") from error
     return Engine(
-        runner=Runner(model, layout, blocks, limits.max_num_seqs, limits.max_model_len, place),
+        runner=backend.runner(model, empty_cache(layout, blocks, place), layout, limits),
         scheduler=scheduler,
-        sampler=Sampler(config.vocab_size, place.device, options.seed),
+        sampler=backend.sampler(config.vocab_size, options.seed, limits),
         config=config,
         model_path=path,
         ready=_ready(limits, blocks, config, place, phases),
+        steps_ahead=backend.steps_ahead,
     )
 
 
-def _limits(options: ModelOptions, config: ModelConfig) -> SchedulerLimits:
-    max_num_seqs = options.max_num_seqs or CPU_MAX_NUM_SEQS
+def _limits(options: ModelOptions, config: ModelConfig, backend: Backend) -> SchedulerLimits:
+    max_num_seqs = options.max_num_seqs or backend.defaults.max_num_seqs
     return SchedulerLimits(
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS,
+        max_num_batched_tokens=options.max_num_batched_tokens or backend.defaults.max_num_batched_tokens,
         max_model_len=_max_model_len(options, config),
         block_tokens=options.block_size,
         max_num_queued_reqs=_first_given(options.max_num_queued_reqs, QUEUED_PER_SEAT * max_num_seqs),

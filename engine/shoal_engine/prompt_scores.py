@@ -39,7 +39,9 @@ class PromptScores:
         if start == 0:  # also when a preempted request starts again
             self._found[request.id] = [None]
         count = min(chunk.count, request.num_prompt_tokens - start - 1)
-        following = torch.tensor(request.token_ids[start + 1 : start + 1 + count], dtype=torch.int64)
+        following = torch.tensor(
+            request.token_ids[start + 1 : start + 1 + count], dtype=torch.int64, device=hidden.device
+        )
         piece = rows_per_chunk(self._runner.vocab_size)
         for i in range(0, count, piece):
             logits = self._runner.logits(hidden[i : min(i + piece, count)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,64 +10,103 @@ import psutil
 import torch
 from torch import Tensor
 
-from shoal_engine.batch import BatchBuilder
+from shoal_engine.batch import BatchBuilder, HostBatch
 from shoal_engine.checkpoint import Checkpoint
 from shoal_engine.config import ModelConfig
-from shoal_engine.kernels.interface import Kernels
+from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.memory_layout import CacheLayout, dense_copy_fits
 from shoal_engine.models import model_class
 from shoal_engine.models.llama import Llama
+from shoal_engine.placement import Placement
 from shoal_engine.plan import Plan
 from shoal_engine.weights import RandomWeights, Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a model runs, in which type, with which kernels."""
+class Computed:
+    """What a step gave. hidden [T, H] of all tokens in plan order; sample_rows [S] int64: those to sample from, None = all.
 
-    device: torch.device
-    dtype: torch.dtype
-    kernels: Kernels
+    On a GPU they hold until the next step.
+    """
+
+    hidden: Tensor
+    sample_rows: Tensor | None
+
+    @property
+    def sampling(self) -> Tensor:
+        """[S, H]."""
+        return self.hidden if self.sample_rows is None else self.hidden[self.sample_rows]
 
 
 class Runner:
+    """For a CPU; `cuda_runner.CudaRunner` is this on a GPU."""
+
     def __init__(
-        self,
-        model: Llama,
-        layout: CacheLayout,
-        num_blocks: int,
-        max_num_seqs: int,
-        max_model_len: int,
-        place: Placement,
-    ):
+        self, model: Llama, cache: Tensor, layout: CacheLayout, max_num_seqs: int, max_model_len: int
+    ) -> None:
         self.model = model
         self.vocab_size = model.config.vocab_size
-        self.cache = _empty_cache(layout, num_blocks, place)
+        self.cache = cache
         self._builder = BatchBuilder(max_num_seqs, layout.blocks_for(max_model_len), layout.block_tokens)
+        self._sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=cache.device)
+        self._sampled_rows: dict[str, int] = {}
 
-    def run(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Run every chunk: hidden states [T, H] of all tokens in plan order, and rows [S] of those to sample from."""
+    def run(self, plan: Plan) -> Computed:
+        """Run every chunk of `plan`."""
         self._builder.release(plan.preempted)
-        batch = self._builder.build(plan)
-        return self.model(batch.token_ids, batch.attention, self.cache), batch.sample_rows
+        return self._compute(self._builder.build(plan, self._sampled_rows))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, H] -> [S, vocab] in the model's dtype."""
         return self.model.logits(hidden)
 
+    def keep(self, request_ids: Sequence[str], token_ids: Tensor) -> None:
+        """What the step has sampled [S] int64: the next one may begin with it before the host has seen it."""
+        self._sampled[: len(request_ids)].copy_(token_ids)
+        self._sampled_rows = {request_id: row for row, request_id in enumerate(request_ids)}
+
     def release(self, request_ids: Iterable[str]) -> None:
         """Forget requests that have ended."""
         self._builder.release(request_ids)
 
+    def _compute(self, host: HostBatch) -> Computed:
+        arrays = (
+            host.token_ids,
+            host.sample_rows,
+            host.query_start,
+            host.context_lens,
+            host.tables,
+            host.slots,
+            host.positions,
+        )
+        return self._forward(host, [torch.from_numpy(array) for array in arrays])
 
-def _empty_cache(layout: CacheLayout, num_blocks: int, place: Placement) -> Tensor:
+    def _forward(self, host: HostBatch, tensors: Sequence[Tensor]) -> Computed:
+        token_ids, sample_rows, query_start, context_lens, tables, slots, positions = tensors
+        if host.num_pending:
+            token_ids = torch.where(token_ids < 0, self._sampled[(-1 - token_ids).clamp_(min=0)], token_ids)
+        attention = AttentionBatch(
+            query_start=query_start,
+            context_lens=context_lens,
+            tables=tables,
+            slots=slots,
+            positions=positions,
+            num_decodes=host.num_decodes,
+            max_query_len=host.max_query_len,
+            max_context_len=host.max_context_len,
+            block_tokens=host.block_tokens,
+        )
+        return Computed(self.model(token_ids, attention, self.cache), sample_rows)
+
+
+def empty_cache(layout: CacheLayout, num_blocks: int, place: Placement) -> Tensor:
     """[layers, num_blocks, 2, kv_heads, block_tokens, head_dim] of zeros."""
     shape = (layout.num_layers, num_blocks, 2, layout.num_kv_heads, layout.block_tokens, layout.head_dim)
     if place.device.type != "cpu":
-        return torch.zeros(shape, dtype=place.dtype, device=place.device)
+        return torch.zeros(shape, dtype=place.cache_dtype, device=place.device)
     # numpy asks the kernel for zero pages, which take memory only as blocks are used; torch would write them all now.
     zeros = np.zeros(layout.block_bytes * num_blocks, dtype=np.uint8)
-    return torch.from_numpy(zeros).view(place.dtype).view(shape)
+    return torch.from_numpy(zeros).view(place.cache_dtype).view(shape)
 
 
 def load_model(

@@ -22,7 +22,7 @@ from shoal_engine.sampling_rows import SamplingRows
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What one call chose, still on the device.
+    """What one call chose, on the device of the logits.
 
     token_ids [R] int64. ok [R] bool: False where a row holds NaN or +Inf or has no token left; its id is 0 and must not be
     used (`logprobs.not_finite` is the error to end that request with).
@@ -33,6 +33,10 @@ class Sampled:
     _logprobs: RankedLogprobs | None
     _logprob_rows: Tensor
     _num_logprobs: list[int]
+
+    def on_host(self) -> Sampled:
+        """The same in the host's memory, once the device has come that far."""
+        return self
 
     @property
     def all_ok(self) -> bool:
@@ -76,15 +80,17 @@ class Sampler:
 
         Adding a known id again replaces its state and keeps its seed: for when sampled tokens were thrown away.
         """
-        if request_id in self._state.index:
-            self._batch = None
+        self._forget_batch_of(request_id)
         self._state.add(request_id, params, prompt_token_ids, output_token_ids, eos_ids)
 
     def remove(self, request_id: str) -> None:
         """Forget a request. Unknown ids are fine: it may have ended before it was ever sampled."""
+        self._forget_batch_of(request_id)
+        self._state.remove(request_id)
+
+    def _forget_batch_of(self, request_id: str) -> None:
         if request_id in self._state.index:
             self._batch = None
-        self._state.remove(request_id)
 
     def sample(self, logits: Tensor, request_ids: Sequence[str]) -> Sampled:
         """Row r of logits [R, V], any float dtype, is request_ids[r]'s; they stay as they are. Advances each by a token."""

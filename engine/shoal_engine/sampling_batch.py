@@ -116,7 +116,7 @@ def _part(
     under = values["position"] < values["min_tokens"]
     own = gather_edits(edits, under, vocab_size, device)
     groups = (_group(values, kind, vocab_size, device) for kind in (GREEDY, PLAIN, TRUNCATED))
-    return Part(span, own, _penalties(values, device), tuple(group for group in groups if group is not None))
+    return Part(span, own, penalties_of(values, device), tuple(group for group in groups if group is not None))
 
 
 def _group(values: Values, kind: int, vocab_size: int, device: torch.device) -> Group | None:
@@ -139,7 +139,8 @@ def _group(values: Values, kind: int, vocab_size: int, device: torch.device) -> 
     return Group(TRUNCATED, rows, temperature, cut)
 
 
-def _penalties(values: Values, device: torch.device) -> Penalties | None:
+def penalties_of(values: Values, device: torch.device) -> Penalties | None:
+    """The rows of a batch, or of a part of it, that have penalties; None when none has."""
     rows = np.flatnonzero(values["slot"] != NO_SLOT)
     if not rows.size:
         return None

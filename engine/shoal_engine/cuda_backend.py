@@ -1,0 +1,56 @@
+"""Engines on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from shoal_api.options import ModelOptions
+from shoal_engine import gpu_memory
+from shoal_engine.backend import StepDefaults
+from shoal_engine.cuda_runner import CudaRunner
+from shoal_engine.cuda_sampler import CudaSampler
+from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.limits import SchedulerLimits
+from shoal_engine.memory_layout import CacheLayout
+from shoal_engine.models.llama import Llama
+from shoal_engine.placement import Placement
+from shoal_engine.runner import Runner
+from shoal_engine.sampler import Sampler
+
+if TYPE_CHECKING:
+    from shoal_engine.engine import Engine
+
+
+class CudaBackend:
+    """One GPU; the host runs one step ahead of what it has seen of the results."""
+
+    # 8192 tokens keep the products compute-bound and a step of an 8B model below 200 ms.
+    defaults = StepDefaults(max_num_seqs=512, max_num_batched_tokens=8192)
+    steps_ahead = 1
+
+    def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
+        torch.set_grad_enabled(False)
+        torch.cuda.set_device(device)
+        self._kernels = CudaKernels()
+        cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
+        self.place = Placement(device, dtype, self._kernels, cache_dtype)
+
+    def cache_budget_bytes(
+        self, options: ModelOptions, model: Llama, layout: CacheLayout, limits: SchedulerLimits
+    ) -> int:
+        found = gpu_memory.measure(model, layout, limits, self.place)
+        return found.cache_budget(options.gpu_memory_utilization)
+
+    def runner(self, model: Llama, cache: Tensor, layout: CacheLayout, limits: SchedulerLimits) -> Runner:
+        return CudaRunner(model, self._kernels, cache, layout, limits.max_num_seqs, limits.max_model_len)
+
+    def sampler(self, vocab_size: int, seed: int, limits: SchedulerLimits) -> Sampler:
+        return CudaSampler(vocab_size, self.place.device, seed, limits.max_num_seqs)
+
+    def warm_up(self, engine: Engine) -> None:
+        """Record the decode graphs of all batch sizes up to 256; larger ones are recorded when they are first needed."""
+        if isinstance(engine.runner, CudaRunner):
+            engine.runner.record_graphs(min(256, engine.scheduler.limits.max_num_seqs))

@@ -1,0 +1,142 @@
+"""The sampler on a GPU: edits and penalties by torch, the choice by the Triton kernels, and nothing that waits for the GPU.
+
+Same requests, same meaning and same seeds as `sampler.Sampler`. What a row asks for is sent with every step, in one copy:
+cheaper than to keep it there and to keep it in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
+from shoal_engine.logit_edits import LogitEdits, gather_edits
+from shoal_engine.logprobs import RankedLogprobs, ranked_logprobs
+from shoal_engine.sampler import Sampled, Sampler
+from shoal_engine.sampling_batch import penalties_of
+from shoal_engine.sampling_rows import GREEDY, TRUNCATED
+from shoal_engine.token_history import Penalties
+from shoal_engine.upload import Upload
+
+Values = NDArray[Any]  # of sampling_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Download(Sampled):
+    """What one call chose, on its way to pinned memory."""
+
+    host: tuple[Tensor, ...]
+    arrived: torch.cuda.Event
+
+    def on_host(self) -> Sampled:
+        self.arrived.synchronize()
+        token_ids, ok, rows, *ranked = self.host
+        logprobs = RankedLogprobs(*ranked) if ranked else None
+        return Sampled(token_ids, ok.bool(), logprobs, rows, self._num_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Composition:
+    """What stays while the same requests decode: their rows, and their edits and penalties on the device."""
+
+    ids: list[str]
+    rows: NDArray[np.int64]
+    steps_left: int  # until a request reaches its min_tokens
+    edits: LogitEdits | None
+    penalties: Penalties | None
+    truncated: bool
+    logprob_rows: NDArray[np.int64]
+    num_logprobs: list[int]
+
+
+class CudaSampler(Sampler):
+    """One stream, one call after another: results of a call are overwritten by the next, but for what it sent to the host."""
+
+    def __init__(self, vocab_size: int, device: torch.device, seed: int | None, max_rows: int) -> None:
+        super().__init__(vocab_size, device, seed)
+        self._upload = Upload(device)
+        self._space = SamplingSpace(max_rows, vocab_size, device)
+        self._composition: _Composition | None = None
+
+    def sample(self, logits: Tensor, request_ids: Sequence[str]) -> Sampled:
+        one = self._composed(request_ids)
+        values = self._state.values[one.rows]
+        token_ids, ok = self._choose_rows(logits, one, values)
+        ranked, rows = None, torch.from_numpy(one.logprob_rows)
+        if one.num_logprobs:
+            wanted = rows.to(self._device, non_blocking=True)
+            ranked = ranked_logprobs(logits[wanted], token_ids[wanted])
+        if one.penalties is not None:
+            self._state.history.record(one.penalties, token_ids)
+        self._state.values["position"][one.rows] += 1
+        self._composition = replace(one, steps_left=one.steps_left - 1)
+        return _download(token_ids, ok, ranked, rows, one.num_logprobs)
+
+    def _forget_batch_of(self, request_id: str) -> None:
+        if request_id in self._state.index:
+            self._composition = None
+
+    def _composed(self, request_ids: Sequence[str]) -> _Composition:
+        one = self._composition
+        if one is not None and one.steps_left > 0 and one.ids == list(request_ids):
+            return one
+        rows, values = self._state.gather(request_ids)
+        remaining = values["min_tokens"] - values["position"]
+        edits = [self._state.edits[row] for row in rows.tolist()]
+        wants = np.flatnonzero(values["num_logprobs"] >= 0)
+        return _Composition(
+            ids=list(request_ids),
+            rows=rows,
+            steps_left=int(remaining.min(initial=2**62, where=remaining > 0)),
+            edits=gather_edits(edits, remaining > 0, self._vocab_size, self._device) if any(edits) else None,
+            penalties=penalties_of(values, self._device),
+            truncated=bool((values["kind"] == TRUNCATED).any()),
+            logprob_rows=wants,
+            num_logprobs=values["num_logprobs"][wants].tolist(),
+        )
+
+    def _choose_rows(self, logits: Tensor, one: _Composition, values: Values) -> tuple[Tensor, Tensor]:
+        parameters = RowParameters(*self._upload.send(row_parameters(values)))
+        if one.edits is None and one.penalties is None:
+            return sample(logits, parameters, self._space, one.truncated)
+        edited = logits.to(torch.float32, copy=True)
+        if one.edits is not None:
+            one.edits.apply(edited)
+        if one.penalties is not None:
+            self._state.history.penalise(edited, one.penalties)
+        token_ids, ok = sample(edited, parameters, self._space, one.truncated)
+        return token_ids, ok * logits.amax(1).isfinite()  # an edit may have covered what was not
+
+
+def row_parameters(values: Values) -> tuple[NDArray[Any], ...]:
+    """The fields of `RowParameters` for these rows, in its order and types."""
+    return (
+        np.where(values["kind"] == GREEDY, np.float32(0.0), values["temperature"]),
+        np.ascontiguousarray(values["min_p"]),
+        values["top_k"].astype(np.int32),
+        np.ascontiguousarray(values["top_p"]),
+        np.ascontiguousarray(values["key"]).view(np.int64),
+        np.ascontiguousarray(values["position"]),
+    )
+
+
+def _download(
+    token_ids: Tensor, ok: Tensor, ranked: RankedLogprobs | None, rows: Tensor, num_logprobs: list[int]
+) -> Download:
+    tensors = [token_ids, ok]
+    if ranked is not None:
+        tensors += [ranked.token_ids, ranked.finite, ranked.chosen, ranked.top_ids, ranked.top]
+    found = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for host, device in zip(found, tensors, strict=True):
+        host.copy_(device, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return Download(
+        token_ids, ok, ranked, rows, num_logprobs, (found[0], found[1], rows, *found[2:]), arrived
+    )
