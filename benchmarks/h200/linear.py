@@ -1,158 +1,160 @@
-"""Small-batch products on a GPU: microseconds and share of the read bandwidth, ours beside cuBLAS, in one run.
+"""Small-batch products on a GPU: microseconds and share of the limit, ours beside cuBLAS, in one run.
 
-    python benchmarks/h200/linear.py [--rows 1 8 32] [--shapes 8b 0.6b] [--fp8]
-    python benchmarks/h200/linear.py --tune --write      # sweep all kernels, rewrite gemm_table.py
+    python benchmarks/h200/linear.py [--rows 1 8 32] [--shapes 8b 0.6b] [--parts qkv o] [--fp8]
+    python benchmarks/h200/linear.py --tune --write      # sweep all kernels, rewrite gemm_table.py (and $OUT's copy)
 
-Every kernel is first checked against float64 on a fresh input. Times are of one card: the header names it.
+Every kernel is first checked against float64 on a fresh input. Times are of one card: the header names it. The limit is
+the later of reading the weight at the bandwidth measured here and multiplying at TENSOR_FLOPS.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import multiprocessing
 import os
 import re
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from graph_clock import copies_past_the_cache, read_bandwidth, us_per_call
+from linear_candidates import LIBRARIES, SHAPES, SILU_TILES, candidates, streams
 from torch import Tensor
+from torch.nn import functional
 
-from shoal_engine.kernels import gemm_table, triton_linear
+from shoal_engine.kernels import gemm_table, triton_linear, triton_norm, triton_stream_k
 from shoal_engine.kernels.gemm_table import ROW_BUCKETS, GemmChoice, Method, choose
+from shoal_engine.kernels.stream_plan import plan_stream
 
-SHAPES = {
-    "8b": {"qkv": (6144, 4096), "o": (4096, 4096), "gate-up": (28672, 4096), "down": (4096, 14336),
-           "head": (128256, 4096)},
-    "0.6b": {"qkv": (4096, 1024), "o": (1024, 2048), "gate-up": (6144, 1024), "down": (1024, 3072),
-             "head": (151936, 1024)},
-}  # fmt: skip
-GEMVS = [
-    GemmChoice(Method.GEMV, n, k, 1, warps, stages)
-    for (n, k, warps), stages in itertools.product(
-        [(1, 1024, 2), (1, 2048, 4), (2, 1024, 2), (2, 1024, 4), (2, 2048, 4), (4, 1024, 2), (4, 1024, 4),
-         (4, 2048, 8), (4, 4096, 8), (8, 1024, 8), (8, 512, 4)],
-        (1, 3),
-    )
-]  # fmt: skip
-DOTS = [
-    GemmChoice(Method.DOT, n, k, split, 4, stages)
-    for (n, k, stages), split in itertools.product(
-        [(64, 128, 3), (64, 128, 4), (64, 128, 6), (64, 256, 3), (64, 64, 6), (128, 128, 3), (128, 64, 4)],
-        (1, 2, 4, 8),
-    )
-]
-LIBRARIES = [GemmChoice(Method.CUBLAS), GemmChoice(Method.CUBLASLT)]
+TENSOR_FLOPS = 789e12
 WORST_ERROR = 5e-3
 NOISE = 0.02
+PARTS = ["qkv", "o", "gate-up", "silu", "down", "head"]
+Call = Callable[[Tensor, Tensor, Tensor | None, GemmChoice], Tensor]
+Timed = list[tuple[float, GemmChoice]]
 
 
 def run(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
-    if choice.method in (Method.GEMV, Method.DOT):
+    if choice.method in (Method.GEMV, Method.DOT, Method.STREAM):
         return triton_linear.launch(x, weight, scale, choice)
     return triton_linear._by_library(x, weight, scale, choice.method)
 
 
-def candidates(rows: int, n: int, k: int) -> list[GemmChoice]:
-    """What may be fastest; the rest was seen to lose (kernels.md 5.3)."""
-    fits = [one for one in GEMVS if rows == 1 and one.block_k <= k]
-    if rows <= gemm_table.MAX_ROWS and rows > 1:
-        most = 8 if n <= 4096 else 2 if n <= 8192 else 1
-        fits += [
-            one
-            for one in DOTS
-            if one.split_k <= most
-            and k // one.block_k >= 2 * one.split_k
-            and (rows > 32 or one.block_n == 64)
-        ]
-    return fits + LIBRARIES
+def run_silu(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
+    if choice.method is Method.STREAM:
+        return triton_stream_k.stream_silu(x, weight, choice)
+    return triton_norm.silu_mul(run(x, weight, scale, choice))
 
 
-def compile_one(job: tuple[int, GemmChoice, bool]) -> None:
-    """Into Triton's cache on disk, in a process of its own; shapes are arguments, so small ones serve for all."""
-    rows, choice, fp8 = job
-    n, k = max(choice.block_n, 64), 2 * max(choice.block_k * choice.split_k, 512)
-    x, weight = torch.randn(rows, k, device="cuda").bfloat16(), torch.randn(n, k, device="cuda").bfloat16()
-    both = triton_linear.quantise_channels(weight) if fp8 else (weight, None)
+def compile_one(job: tuple[int, int, int, GemmChoice, bool, bool]) -> None:
+    """Into Triton's cache on disk, in a process of its own."""
+    rows, n, k, choice, fp8, paired = job
+    x, weight = torch.zeros(rows, k, device="cuda").bfloat16(), torch.zeros(n, k, device="cuda").bfloat16()
+    scale = None
+    if fp8:
+        weight, scale = triton_linear.quantise_channels(weight)
     try:
-        triton_linear.launch(x, *both, choice)
+        (run_silu if paired else run)(x, weight, scale, choice)
+        torch.cuda.synchronize()
     except Exception as error:  # too much shared memory, say; the sweep leaves it out again
-        print(f"cannot run {choice}: {type(error).__name__}")
+        print(f"cannot run {choice}: {type(error).__name__}", flush=True)
 
 
-def compile_all(rows: list[int], fp8: bool) -> None:
-    jobs = [(1, one, fp8) for one in GEMVS if 1 in rows]
-    jobs += [
-        (m, one, fp8)
-        for m in rows
-        if 1 < m <= gemm_table.MAX_ROWS
-        for one in DOTS
-        if one.split_k in (1, 2) and (m > 32 or one.block_n == 64)
-    ]
-    workers = min(12, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_one, jobs, chunksize=4))
-
-
-def check(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice, want: Tensor) -> bool:
-    try:
-        got = run(x, weight, scale, choice).double()
-    except Exception:
-        return False
-    error = float((got - want).norm() / want.norm())
-    if not error <= WORST_ERROR:
-        print(f"WRONG {choice} rows {x.shape[0]} {list(weight.shape)}: {error:.1e}")
-    return error <= WORST_ERROR
+def compile_all(cases: Iterable[tuple[int, int, int, list[GemmChoice], bool]], fp8: bool) -> None:
+    """One job for each kernel that Triton compiles apart: sizes are arguments, but how many share a tile is not."""
+    jobs: dict[tuple[object, ...], tuple[int, int, int, GemmChoice, bool, bool]] = {}
+    for rows, n, k, choices, paired in cases:
+        for one in choices:
+            key: tuple[object, ...] = (one, paired)
+            if one.method is Method.STREAM:
+                plan = plan_stream(rows, n // 2 if paired else n, k, one, 132)
+                key = (one.block_m, one.block_n, one.block_k, one.warps, one.stages, plan.most_parts, paired)
+            elif one.method is Method.DOT:
+                key = (one, triton_linear.padded_rows(rows), one.split_k > 1)
+            elif one.method is not Method.GEMV:
+                continue
+            jobs.setdefault(key, (rows, n, k, one, fp8, paired))
+    started = time.perf_counter()
+    with ProcessPoolExecutor(
+        min(14, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        list(pool.map(compile_one, jobs.values()))
+    print(f"{len(jobs)} kernels compiled in {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def measure(
-    rows: int, weights: list[Tensor], scale: Tensor | None, choices: list[GemmChoice]
-) -> list[tuple[float, GemmChoice]]:
-    """Microseconds of every choice that computes the right thing, fastest first."""
-    x = torch.randn(rows, weights[0].shape[1], device="cuda").bfloat16()
-    exact = weights[0].float() if scale is None else weights[0].float() * scale[:, None]
-    want = x.double() @ exact.double().T if exact.numel() < 2**28 else (x.float() @ exact.T).double()
-    right = [one for one in choices if check(x, weights[0], scale, one, want)]
-    del exact, want
-    times = [(us_per_call(lambda weight, one=one: run(x, weight, scale, one), weights), one) for one in right]
+    x: Tensor,
+    weights: list[Tensor],
+    scale: Tensor | None,
+    choices: list[GemmChoice],
+    want: Tensor,
+    call: Call,
+) -> Timed:
+    """Microseconds of every choice that computes the right thing twice alike, fastest first."""
+    times = []
+    for one in choices:
+        try:
+            first, again = (call(x, weights[0], scale, one) for _ in range(2))
+            error = float((first.double() - want).norm() / want.norm())
+            if not error <= WORST_ERROR or not torch.equal(first, again):
+                print(f"WRONG {one} rows {x.shape[0]} {list(weights[0].shape)}: {error:.1e}", flush=True)
+                continue
+            times.append((us_per_call(lambda weight, one=one: call(x, weight, scale, one), weights), one))
+        except Exception as error:
+            print(f"FAILS {one} rows {x.shape[0]}: {type(error).__name__} {str(error)[:100]}", flush=True)
+            torch.cuda.synchronize()
     return sorted(times, key=lambda pair: pair[0])
 
 
-def worthwhile(found: list[tuple[float, GemmChoice]]) -> GemmChoice:
+def exact(x: Tensor, weight: Tensor, scale: Tensor | None, paired: bool) -> Tensor:
+    wide = weight.float() if scale is None else weight.float() * scale[:, None]
+    want = x.double() @ wide.double().T if wide.numel() < 2**28 else (x.float() @ wide.T).double()
+    if not paired:
+        return want
+    gate, up = want.to(torch.bfloat16).double().chunk(2, dim=1)
+    return functional.silu(gate) * up
+
+
+def worthwhile(found: Timed) -> GemmChoice:
     """The fastest, but cuBLAS as torch calls it where that is slower by no more than the noise."""
     plain = [us for us, one in found if one == LIBRARIES[0]]
     return LIBRARIES[0] if plain and plain[0] < found[0][0] * (1 + NOISE) else found[0][1]
 
 
-def line(name: str, rows: int, weight: Tensor, us: float, bandwidth: float, choice: GemmChoice) -> str:
-    share = weight.numel() * weight.element_size() / us * 1e6 / bandwidth
-    tile = f"{choice.block_n}x{choice.block_k} split {choice.split_k} {choice.warps}w {choice.stages}s"
-    shown = choice.method.value + (f" {tile}" if choice.block_n else "")
-    return f"{name:<13} M={rows:<4} {us:8.1f} us {share:6.0%}  {shown}"
-
-
-def rewrite_table(tuned: dict[tuple[int, int], list[GemmChoice]], card: str) -> str:
-    lines = [f"# Measured on one {card}, torch {torch.__version__}."]
-    lines.append("_TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {")
-    for shape, row in tuned.items():
-        lines.append(f"    {shape}: (")
-        for one in row:
-            numbers = f"{one.block_n}, {one.block_k}, {one.split_k}, {one.warps}, {one.stages}"
-            lines.append(f"        (_{one.method.name}, {numbers}),")
-        lines.append("    ),")
-    text = "\n".join([*lines, "}"])
-    path = Path(gemm_table.__file__)
-    path.write_text(
-        re.sub(
-            r"(# --- tuned ---\n).*?(\n# --- end ---)",
-            lambda found: found[1] + text + found[2],
-            path.read_text(),
-            flags=re.DOTALL,
-        )
+def show(name: str, rows: int, weight: Tensor, bandwidth: float, found: Timed, tuned: int) -> None:
+    """The fastest, the two libraries and, after a sweep, the next few."""
+    size = weight.numel()
+    limit = max(size * weight.element_size() / bandwidth, 2 * rows * size / TENSOR_FLOPS) * 1e6
+    shown = found[:1] + [pair for pair in found[1:] if pair[1] in LIBRARIES] + found[1 : 1 + tuned]
+    cells = []
+    for us, one in shown:
+        tile = f"{one.block_m or ''}x{one.block_n}x{one.block_k}/{one.split_k} {one.warps}w{one.stages}s"
+        cells.append(f"{us:.1f} {one.method.value}" + (f" {tile}" if one.block_n else ""))
+    print(
+        f"{name:<13} M={rows:<4} limit {limit:6.1f} {limit / found[0][0]:4.0%} | " + " | ".join(cells),
+        flush=True,
     )
-    return path.read_text()
+
+
+def rewrite_table(tables: dict[str, dict[tuple[int, int], list[GemmChoice]]], card: str) -> None:
+    lines = [f"# Measured on one {card}, torch {torch.__version__}."]
+    for name, tuned in tables.items():
+        lines.append(f"{name}: dict[tuple[int, int], tuple[_Row, ...]] = {{")
+        for shape, row in tuned.items():
+            lines.append(f"    {shape}: (")
+            for one in row:
+                numbers = (one.block_n, one.block_k, one.split_k, one.warps, one.stages, one.block_m)
+                lines.append(f"        (_{one.method.name}, {', '.join(map(str, numbers))}),")
+            lines.append("    ),")
+        lines.append("}")
+    path, marks = Path(gemm_table.__file__), r"(# --- tuned ---\n).*?(\n# --- end ---)"
+    text = "\n".join(lines)
+    whole = re.sub(marks, lambda found: found[1] + text + found[2], path.read_text(), flags=re.DOTALL)
+    path.write_text(whole)
+    if "OUT" in os.environ:
+        (Path(os.environ["OUT"]) / path.name).write_text(whole)
 
 
 def main() -> None:
@@ -161,38 +163,69 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROW_BUCKETS))
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--parts", nargs="+", default=PARTS)
+    parser.add_argument("--tune", type=int, nargs="?", const=3, default=0, help="sweep; show so many more")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--fp8", action="store_true", help="float8 weights, a scale per channel")
     options = parser.parse_args()
+    if options.write and (options.rows, options.shapes, options.parts) != (
+        list(ROW_BUCKETS),
+        list(SHAPES),
+        PARTS,
+    ):
+        parser.error("--write needs every row, shape and part")
+    # A gate-up product with its activation is a case of its own: "silu".
+    cases = [
+        (model, part, *shape)
+        for model in options.shapes
+        for part, shape in [*SHAPES[model].items(), ("silu", SHAPES[model]["gate-up"])]
+        if part in options.parts and not (options.fp8 and part == "silu")
+    ]
+    sweep(cases, options)
+
+
+def choices_for(rows: int, part: str, n: int, k: int, tune: bool) -> list[GemmChoice]:
+    if part == "silu":
+        few = [gemm_table.choose_silu(rows, n, k)]
+        found = streams(rows, n // 2, k, SILU_TILES) + LIBRARIES if tune else few + LIBRARIES
+    else:
+        found = candidates(rows, n, k) if tune else [choose(rows, n, k), *LIBRARIES]
+    return list(dict.fromkeys(found))
+
+
+def sweep(cases: list[tuple[str, str, int, int]], options: argparse.Namespace) -> None:
     if options.tune:
-        compile_all(options.rows, options.fp8)
+        compile_all(
+            (
+                (rows, n, k, choices_for(rows, part, n, k, True), part == "silu")
+                for _, part, n, k in cases
+                for rows in options.rows
+            ),
+            options.fp8,
+        )
     card, bandwidth = torch.cuda.get_device_name(), read_bandwidth()
-    print(
-        f"{card}, torch {torch.__version__}, reads at {bandwidth / 1e12:.2f} TB/s; share of that beside the time"
-    )
-    tuned: dict[tuple[int, int], list[GemmChoice]] = {}
-    for model in options.shapes:
-        for part, (n, k) in SHAPES[model].items():
-            weight, scale = torch.randn(n, k, device="cuda").bfloat16(), None
-            if options.fp8:
-                weight, scale = triton_linear.quantise_channels(weight)
-            weights = copies_past_the_cache(weight)
-            for rows in options.rows:
-                few = [choose(rows, n, k), *(LIBRARIES if not options.fp8 else [])]
-                choices = candidates(rows, n, k) if options.tune else few
-                found = measure(rows, weights, scale, choices)
-                tuned.setdefault((n, k), []).append(worthwhile(found))
-                shown = found[:1] if options.tune else [pair for pair in found if pair[1] == few[0]][:1]
-                shown += [pair for pair in found if pair[1].method is Method.CUBLAS][:1]
-                shown += [pair for pair in found if pair[1].method is Method.CUBLASLT][:1]
-                shown += found[1:4] if options.tune else []
-                print(
-                    " | ".join(line(f"{model} {part}", rows, weight, us, bandwidth, one) for us, one in shown)
-                )
-            del weights, weight
+    print(f"{card}, torch {torch.__version__}, reads at {bandwidth / 1e12:.2f} TB/s", flush=True)
+    tables: dict[str, dict[tuple[int, int], list[GemmChoice]]] = {"_TABLE": {}, "_SILU_TABLE": {}}
+    for model, part, n, k in cases:
+        weight, scale = torch.randn(n, k, device="cuda").bfloat16(), None
+        if options.fp8:
+            weight, scale = triton_linear.quantise_channels(weight)
+        weights, paired = copies_past_the_cache(weight), part == "silu"
+        for rows in options.rows:
+            x = (torch.randn(rows, k, device="cuda") * k**-0.5).bfloat16()
+            want = exact(x, weight, scale, paired)
+            choices = [
+                one
+                for one in choices_for(rows, part, n, k, options.tune > 0)
+                if not options.fp8 or one.method is not Method.STREAM
+            ]
+            found = measure(x, weights, scale, choices, want, run_silu if paired else run)
+            table = tables["_SILU_TABLE" if paired else "_TABLE"]
+            table.setdefault((n, k), []).append(worthwhile(found))
+            show(f"{model} {part}", rows, weight, bandwidth, found, options.tune)
+        del weights, weight, want
     if options.write:
-        print(rewrite_table(tuned, card))
+        rewrite_table(tables, card)
 
 
 if __name__ == "__main__":

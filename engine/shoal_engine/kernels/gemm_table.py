@@ -5,23 +5,29 @@ The part between the marks is written by `benchmarks/h200/linear.py --write` fro
 
 from __future__ import annotations
 
+import bisect
 import functools
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Method(Enum):
-    """GEMV: one row, plain multiply-adds. DOT: tensor cores, the weight as their first operand. The rest is cuBLAS's."""
+    """GEMV: one row, plain multiply-adds. DOT: tensor cores, the weight as their first operand. STREAM: `triton_stream_k`,
+    Hopper only. The rest is cuBLAS's."""
 
     GEMV = "gemv"
     DOT = "dot"
+    STREAM = "stream"
     CUBLAS = "cublas"
     CUBLASLT = "cublaslt"
 
 
 @dataclass(frozen=True, slots=True)
 class GemmChoice:
-    """block_n weight rows and block_k of their elements per tile; split_k programs share a row; stages are of DOT only."""
+    """block_n weight rows and block_k of their elements per tile; split_k programs share a row, 0 leaves it to the card.
+
+    stages and, for the rows of x in a tile, block_m are of the tensor cores' methods only.
+    """
 
     method: Method
     block_n: int = 0
@@ -29,141 +35,172 @@ class GemmChoice:
     split_k: int = 1
     warps: int = 4
     stages: int = 1
+    block_m: int = 0
 
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-MAX_ROWS = 64  # above it a DOT tile would no longer hold all rows: cuBLAS
-_GEMV, _DOT, _CUBLAS, _CUBLASLT = Method.GEMV, Method.DOT, Method.CUBLAS, Method.CUBLASLT
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+MAX_ROWS = 64  # above it a DOT tile would no longer hold all rows
+_GEMV, _DOT, _STREAM, _CUBLAS, _CUBLASLT = Method  # the order of the class
 
-# (N, K) -> what to use up to ROW_BUCKETS[i] rows: method, block_n, block_k, split_k, warps, stages.
-_Row = tuple[Method, int, int, int, int, int]
+# (N, K) -> what to use up to ROW_BUCKETS[i] rows: method, block_n, block_k, split_k, warps, stages, block_m.
+# _SILU_TABLE: the same for products whose halves become SiLU(gate) * up; cuBLAS there leaves that to a second kernel.
+_Row = tuple[Method, int, int, int, int, int, int]
 # --- tuned ---
 # Measured on one NVIDIA H100 80GB HBM3, torch 2.11.0+cu130.
 _TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {
     (6144, 4096): (
-        (_GEMV, 4, 2048, 1, 8, 3),
-        (_DOT, 64, 256, 1, 4, 3),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 4, 2048, 1, 8, 3, 0),
+        (_DOT, 64, 256, 1, 4, 3, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (4096, 4096): (
-        (_GEMV, 2, 2048, 1, 4, 3),
-        (_DOT, 64, 128, 2, 4, 4),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 2, 2048, 1, 4, 3, 0),
+        (_DOT, 64, 128, 2, 4, 4, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (28672, 4096): (
-        (_GEMV, 4, 4096, 1, 8, 3),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_DOT, 64, 128, 1, 4, 4),
-        (_DOT, 128, 128, 1, 4, 3),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 4, 4096, 1, 8, 3, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0),
+        (_DOT, 128, 128, 1, 4, 3, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (4096, 14336): (
-        (_GEMV, 4, 2048, 1, 8, 3),
-        (_DOT, 64, 128, 4, 4, 3),
-        (_DOT, 64, 128, 4, 4, 3),
-        (_DOT, 64, 128, 4, 4, 3),
-        (_DOT, 64, 128, 2, 4, 6),
-        (_DOT, 64, 128, 2, 4, 6),
-        (_CUBLASLT, 0, 0, 1, 4, 1),
-        (_CUBLASLT, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 4, 2048, 1, 8, 3, 0),
+        (_DOT, 64, 128, 4, 4, 3, 0),
+        (_DOT, 64, 128, 4, 4, 3, 0),
+        (_DOT, 64, 128, 4, 4, 3, 0),
+        (_DOT, 64, 128, 2, 4, 6, 0),
+        (_DOT, 64, 128, 2, 4, 6, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (128256, 4096): (
-        (_GEMV, 4, 4096, 1, 8, 3),
-        (_DOT, 64, 256, 1, 4, 3),
-        (_DOT, 64, 256, 1, 4, 3),
-        (_DOT, 64, 128, 1, 4, 4),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 128, 128, 1, 4, 3),
-        (_CUBLASLT, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 4, 4096, 1, 8, 3, 0),
+        (_DOT, 64, 256, 1, 4, 3, 0),
+        (_DOT, 64, 256, 1, 4, 3, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 128, 128, 1, 4, 3, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (4096, 1024): (
-        (_GEMV, 2, 1024, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 2, 1024, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (1024, 2048): (
-        (_GEMV, 2, 1024, 1, 4, 3),
-        (_DOT, 64, 64, 4, 4, 6),
-        (_DOT, 64, 64, 8, 4, 6),
-        (_DOT, 64, 64, 4, 4, 6),
-        (_DOT, 64, 128, 4, 4, 4),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 2, 1024, 1, 4, 3, 0),
+        (_DOT, 64, 64, 4, 4, 6, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0),
+        (_DOT, 64, 64, 4, 4, 6, 0),
+        (_DOT, 64, 128, 4, 4, 4, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (6144, 1024): (
-        (_GEMV, 2, 1024, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 4),
-        (_DOT, 64, 128, 1, 4, 4),
-        (_DOT, 64, 128, 1, 4, 4),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 2, 1024, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
     (1024, 3072): (
-        (_GEMV, 2, 1024, 1, 4, 1),
-        (_DOT, 64, 64, 8, 4, 6),
-        (_DOT, 64, 64, 8, 4, 6),
-        (_DOT, 64, 64, 8, 4, 6),
-        (_DOT, 64, 128, 4, 4, 6),
-        (_DOT, 64, 128, 4, 4, 6),
-        (_DOT, 64, 128, 4, 4, 4),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLASLT, 0, 0, 1, 4, 1),
+        (_GEMV, 2, 1024, 1, 4, 1, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0),
+        (_DOT, 64, 128, 4, 4, 6, 0),
+        (_DOT, 64, 128, 4, 4, 6, 0),
+        (_DOT, 64, 128, 4, 4, 4, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
     ),
     (151936, 1024): (
-        (_GEMV, 4, 1024, 1, 4, 1),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 4),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_DOT, 64, 128, 1, 4, 6),
-        (_CUBLAS, 0, 0, 1, 4, 1),
-        (_CUBLAS, 0, 0, 1, 4, 1),
+        (_GEMV, 4, 1024, 1, 4, 1, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0),
     ),
 }
+_SILU_TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {}
 # --- end ---
 
 
 @functools.cache
 def choose(rows: int, out_features: int, in_features: int) -> GemmChoice:
     """The tuned choice for weight [out, in] and x [rows, in], or a rule for shapes that nobody has timed."""
-    bucket = next((index for index, most in enumerate(ROW_BUCKETS) if rows <= most), None)
-    if bucket is None:
-        return GemmChoice(Method.CUBLAS)
-    tuned = _TABLE.get((out_features, in_features), ())
-    if bucket < len(tuned):
-        return GemmChoice(*tuned[bucket])
-    return _by_rule(rows, out_features, in_features)
+    return _tuned(_TABLE, rows, out_features, in_features) or _by_rule(rows, out_features, in_features)
+
+
+@functools.cache
+def choose_silu(rows: int, out_features: int, in_features: int) -> GemmChoice:
+    """As `choose`, for a product whose out_features are gates and then ups. Not STREAM: a product and `silu_mul`."""
+    return _tuned(_SILU_TABLE, rows, out_features, in_features) or choose(rows, out_features, in_features)
+
+
+def _tuned(
+    table: dict[tuple[int, int], tuple[_Row, ...]], rows: int, out_features: int, in_features: int
+) -> GemmChoice | None:
+    bucket = bisect.bisect_left(ROW_BUCKETS, rows)
+    tuned = table.get((out_features, in_features), ())
+    return GemmChoice(*tuned[bucket]) if bucket < len(tuned) else None
 
 
 def _by_rule(rows: int, out_features: int, in_features: int) -> GemmChoice:

@@ -16,11 +16,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose
+from shoal_engine.kernels import triton_norm, triton_stream_k
+from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose, choose_silu
 from shoal_engine.kernels.triton_jit import jit
 
 PARTIAL_FLOATS = 4 * 2**20  # 16 MiB of float32 sums that the parts of a split row leave for the last of them
 MAX_TILES = 4096
+_BLOCK = tl.constexpr(128)  # rows and columns of a float8 weight that share a factor, where it is scaled in blocks
 _MIN_DOT_ROWS = 8  # wgmma's narrowest second operand
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _WIDEN = tl.constexpr(
@@ -57,10 +59,11 @@ def _gemv(  # type: ignore[no-untyped-def]
 def _dot(  # type: ignore[no-untyped-def]
     x, weight, scale, out, partial, arrivals, m, n, k, split_k,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
-    even: tl.constexpr, scaled: tl.constexpr, split: tl.constexpr,
+    even: tl.constexpr, scaled: tl.constexpr, blocked: tl.constexpr, split: tl.constexpr,
 ):  # fmt: skip
     """out [M, N]: program (tile, part) multiplies block_n weight rows, a part of K, by all M rows of x.
 
+    scaled: `scale` has a factor for each row; blocked: for each 128 x 128 of the weight, of which a tile is a part.
     Of a split tile the last part to arrive adds what all left in `partial` [split_k, M, N], in their order: the same
     bits whoever is last. It also puts `arrivals` back to zero for the next call.
     """
@@ -84,10 +87,15 @@ def _dot(  # type: ignore[no-untyped-def]
             v = tl.load(
                 x + cols[None, :] * k + inner[:, None], mask=(cols < m)[None, :] & inside[:, None], other=0.0
             )
+        into = tl.zeros((block_n, block_m), tl.float32) if blocked else acc
         if _WIDEN:
-            acc = tl.dot(w.to(tl.float32), v.to(tl.float32), acc, input_precision="ieee")
+            into = tl.dot(w.to(tl.float32), v.to(tl.float32), into, input_precision="ieee")
         else:
-            acc = tl.dot(w.to(v.dtype), v, acc)
+            into = tl.dot(w.to(v.dtype), v, into)
+        if blocked:
+            acc += into * tl.load(scale + tile * block_n // _BLOCK * tl.cdiv(k, _BLOCK) + start // _BLOCK)
+        else:
+            acc = into
     place = cols.to(tl.int64)[None, :] * n + rows[:, None]
     if split:
         step = m.to(tl.int64) * n
@@ -110,23 +118,37 @@ def _dot(  # type: ignore[no-untyped-def]
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """x [M, K] -> x W^T [M, N], of x's dtype. weight [N, K] contiguous: of that dtype, or float8_e4m3fn.
 
-    scale [N] float32, with float8 only: row n of W is weight[n] * scale[n]. Before a CUDA graph records a call, make
+    scale float32, with float8 only. [N]: row n of W is weight[n] * scale[n]; [ceil(N / 128), ceil(K / 128)]: a factor for
+    each block, by DOT only, in tiles that divide a block. Before a CUDA graph records a call, make
     the same call once outside it: that compiles the kernel and allocates what parts of a row share.
     """
     choice = choose(x.shape[0], weight.shape[0], weight.shape[1])
-    if choice.method in (Method.CUBLAS, Method.CUBLASLT) or not (x.is_cuda or _INTERPRETED):
+    if not _serves(choice.method, x, weight):
         return _by_library(x, weight, scale, choice.method)
     return launch(x, weight, scale, choice)
 
 
+def linear_silu(x: Tensor, weight: Tensor) -> Tensor:
+    """x [M, K], weight [2I, K] whose first I rows are gates -> SiLU(x G^T) * (x U^T) [M, I]; see `linear`."""
+    choice = choose_silu(x.shape[0], weight.shape[0], weight.shape[1])
+    if choice.method is Method.STREAM and _serves(choice.method, x, weight):
+        return triton_stream_k.stream_silu(x, weight, choice)
+    return triton_norm.silu_mul(linear(x, weight))
+
+
 def launch(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
     """`linear` by one named kernel; for tuning and tests. GEMV takes one row, DOT at most MAX_ROWS."""
+    if choice.method is Method.STREAM:
+        if scale is not None:
+            raise ValueError("STREAM has no scales")
+        return triton_stream_k.stream(x, weight, choice)
     x, (m, k), n = x.contiguous(), x.shape, weight.shape[0]
     _check(x, weight, scale, choice)
     out = torch.empty((m, n), dtype=x.dtype, device=x.device)
     grid_n = triton.cdiv(n, choice.block_n)
     even = n % choice.block_n == 0 and k % choice.block_k == 0
     scales = x if scale is None else scale
+    blocked = scale is not None and scale.dim() == 2
     if choice.method is Method.GEMV:
         _gemv[(grid_n,)](
             x, weight, scales, out, n, k, choice.block_n, choice.block_k, even, scale is not None,
@@ -135,12 +157,16 @@ def launch(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) 
         return out
     split = choice.split_k if choice.split_k * m * n <= PARTIAL_FLOATS and grid_n <= MAX_TILES else 1
     partial, arrivals = _shared(x.device) if split > 1 else (x, x)
-    block_m = max(_MIN_DOT_ROWS, triton.next_power_of_2(m))
     _dot[(grid_n, split)](
-        x, weight, scales, out, partial, arrivals, m, n, k, split, block_m, choice.block_n, choice.block_k,
-        even, scale is not None, split > 1, num_warps=choice.warps, num_stages=choice.stages,
+        x, weight, scales, out, partial, arrivals, m, n, k, split, padded_rows(m), choice.block_n, choice.block_k,
+        even, scale is not None and not blocked, blocked, split > 1, num_warps=choice.warps, num_stages=choice.stages,
     )  # fmt: skip
     return out
+
+
+def padded_rows(rows: int) -> int:
+    """The height of the tile in which DOT holds all rows."""
+    return int(max(_MIN_DOT_ROWS, triton.next_power_of_2(rows)))
 
 
 def quantise_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +174,13 @@ def quantise_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
     most = torch.finfo(torch.float8_e4m3fn).max
     scale = weight.float().abs().amax(1).clamp(min=1e-12) / most
     return (weight.float() / scale[:, None]).clamp(-most, most).to(torch.float8_e4m3fn), scale
+
+
+def _serves(method: Method, x: Tensor, weight: Tensor) -> bool:
+    """Whether a kernel of ours can do what the table, which knows nothing of dtypes and cards, asks."""
+    if method in (Method.CUBLAS, Method.CUBLASLT) or not (x.is_cuda or _INTERPRETED):
+        return False
+    return method is not Method.STREAM or triton_stream_k.serves(x, weight)
 
 
 def _by_library(x: Tensor, weight: Tensor, scale: Tensor | None, method: Method) -> Tensor:
@@ -181,3 +214,7 @@ def _check(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) 
         raise ValueError(f"expected a contiguous weight [N, {x.shape[1]}], got {list(weight.shape)}")
     if (weight.dtype == torch.float8_e4m3fn) != (scale is not None):
         raise ValueError("a float8 weight comes with its scales, and only it")
+    if scale is not None and scale.dim() == 2:
+        tile = (choice.block_n, choice.block_k)
+        if choice.method is not Method.DOT or any(_BLOCK.value % side for side in tile):
+            raise ValueError(f"a weight scaled in blocks needs DOT in tiles that divide {_BLOCK.value}, got {choice}")

@@ -93,4 +93,5 @@ def test_the_table_names_kernels_that_can_run() -> None:
             choice = choose(rows, n, k)
             assert choice.method is not Method.GEMV or rows == 1
             assert choice.method is not Method.DOT or rows <= gemm_table.MAX_ROWS
+            assert choice.method is not Method.STREAM or choice.block_m > 0
             assert choice.method in (Method.CUBLAS, Method.CUBLASLT) or choice.block_n * choice.block_k > 0
