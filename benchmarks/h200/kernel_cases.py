@@ -27,9 +27,9 @@ class Case:
     def tokens(self) -> int:
         return sum(self.queries)
 
-    def kv_bytes(self, layout: HeadLayout) -> int:
-        """What one layer must read of a bfloat16 cache."""
-        return sum(self.contexts) * 2 * layout.kv_size * 2
+    def kv_bytes(self, layout: HeadLayout, element_bytes: int = 2) -> int:
+        """What one layer must read of a cache."""
+        return sum(self.contexts) * 2 * layout.kv_size * element_bytes
 
     def flops(self, layout: HeadLayout) -> float:
         """Products of the visible pairs only: 4 per pair and element of a head."""
@@ -38,15 +38,16 @@ class Case:
 
 
 def uniform(batch: int, context: int) -> Case:
-    return Case(f"{batch} x {context}", (1,) * batch, (context,) * batch)
+    return Case(f"{batch}x{context}", (1,) * batch, (context,) * batch)
 
 
-def skewed(batch: int, mean: int) -> Case:
-    """Log-normal lengths around a mean, the longest about ten times it."""
-    generator = torch.Generator().manual_seed(batch)
-    lengths = torch.randn(batch, generator=generator).exp()
-    lengths = (lengths / lengths.mean() * mean).clamp(1, 65536).int()
-    return Case(f"{batch} x ~{mean}", (1,) * batch, tuple(lengths.tolist()))
+def fresh(batch: int, tokens: int) -> Case:
+    """Whole prompts, nothing cached."""
+    return Case(f"{batch}x{tokens} fresh", (tokens,) * batch, (tokens,) * batch)
+
+
+def chunk(batch: int, tokens: int, cached: int) -> Case:
+    return Case(f"{batch}x{tokens} after {cached}", (tokens,) * batch, (cached + tokens,) * batch)
 
 
 def build(case: Case, block_tokens: int) -> tuple[AttentionBatch, int]:
@@ -77,9 +78,11 @@ def build(case: Case, block_tokens: int) -> tuple[AttentionBatch, int]:
     return batch, sum(blocks) + 1
 
 
-def random_caches(count: int, num_blocks: int, layout: HeadLayout, block_tokens: int) -> list[Tensor]:
+def random_caches(
+    count: int, num_blocks: int, layout: HeadLayout, block_tokens: int, dtype: torch.dtype = torch.bfloat16
+) -> list[Tensor]:
     shape = (num_blocks, 2, layout.num_kv_heads, block_tokens, layout.head_dim)
-    return [torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_() for _ in range(count)]
+    return [torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_().to(dtype) for _ in range(count)]
 
 
 def poisoned_cache(
@@ -87,18 +90,23 @@ def poisoned_cache(
 ) -> Tensor:
     """Random where a request has a token, NaN everywhere else."""
     shape = (num_blocks, 2, layout.num_kv_heads, batch.block_tokens, layout.head_dim)
-    cache = torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+    wide = torch.bfloat16 if dtype.itemsize == 1 else dtype
+    cache = torch.full(shape, float("nan"), dtype=wide, device=DEVICE)
     for table, length in zip(batch.tables, case.contexts, strict=True):
         position = torch.arange(length, device=DEVICE)
         at = table[position // batch.block_tokens].long()
-        values = torch.randn(length, 2, layout.num_kv_heads, layout.head_dim, device=DEVICE, dtype=dtype)
+        values = torch.randn(length, 2, layout.num_kv_heads, layout.head_dim, device=DEVICE, dtype=wide)
         cache[at, :, :, position % batch.block_tokens] = values
-    return cache
+    return cache.to(dtype)
 
 
 def rope_table(max_positions: int, head_dim: int) -> Tensor:
     angles = torch.rand(max_positions, head_dim // 2, device=DEVICE) * 6.28
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def random_rows(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, device=DEVICE, dtype=torch.bfloat16)
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
