@@ -31,6 +31,7 @@ LABEL_NAME: Final = "app.kubernetes.io/name"
 LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 ROLE_ENGINE: Final = "engine"
 ROLE_ROUTER: Final = "router"
+ROLE_PREFETCH: Final = "prefetch"  # pods that fetch a model ahead of a rollout
 ROLE_WORKER: Final = "worker"  # pods of a multi-node replica beside its leader; never routed to
 MANAGER: Final = "shoal"
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import yaml
 
 from shoal_api.kube import MERGE_PATCH, ApiError, ApiServer
-from shoal_api.names import ANNOTATION_DRAIN, LABEL_ROLE, ROLE_ENGINE
+from shoal_api.names import ANNOTATION_DRAIN, LABEL_ROLE, ROLE_ENGINE, ROLE_PREFETCH
 from shoal_api.router_state_pb2 import (
     STANDING_CORDONED,
     STANDING_NOT_READY,
@@ -61,6 +61,7 @@ class Fleet:
         self.waiting = 0
         self.held = 0
         self.broken_images: set[str] = set()
+        self.fetched = True  # whether pods that fetch a model ahead come to their end
 
     def fresh(self) -> list[State]:
         model = Model(namespace=self.namespace, deployment=NAME, held=self.held, idle_s=0)
@@ -75,6 +76,9 @@ class Fleet:
         for pod in await self.pods():
             if pod["metadata"].get("deletionTimestamp"):
                 writes += await self._end(pod)
+                continue
+            if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_PREFETCH:
+                writes += await self._fetch(pod)
                 continue
             works = pod["spec"]["containers"][0]["image"] not in self.broken_images
             if not pod["spec"].get("nodeName"):
@@ -110,6 +114,14 @@ class Fleet:
         status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [ready]}
         path = path_of("Pod", self.namespace, pod["metadata"]["name"], "status")
         await self.api.request("PATCH", path, {"status": status}, content_type=MERGE_PATCH)
+        return 1
+
+    async def _fetch(self, pod: dict) -> int:
+        phase = "Succeeded" if self.fetched else "Running"
+        if pod["status"]["phase"] == phase:
+            return 0
+        path = path_of("Pod", self.namespace, pod["metadata"]["name"], "status")
+        await self.api.request("PATCH", path, {"status": {"phase": phase}}, content_type=MERGE_PATCH)
         return 1
 
     async def _end(self, pod: dict) -> int:

@@ -173,6 +173,14 @@ async def spec_flips_in_mid_rollout(run: Run) -> None:
     await run.until_quiet()
 
 
+async def rollout_after_prefetch(run: Run) -> None:
+    cache = {"type": "HostPath", "path": "/models", "prefetch": True}
+    await run.world.apply(model={"uri": "hf://org/one"}, cache=cache)
+    await run.until_quiet()
+    await run.world.edit(model={"uri": "hf://org/two"})
+    await run.until_quiet()
+
+
 async def delete_in_mid_creation(run: Run) -> None:
     await run.world.apply()
     await run.rounds(2)
@@ -206,6 +214,7 @@ SCENARIOS: dict[str, Scenario] = {
         scale_up_and_down,
         rollout,
         spec_flips_in_mid_rollout,
+        rollout_after_prefetch,
         delete_in_mid_creation,
         delete_and_create_anew,
         sleep_and_wake,

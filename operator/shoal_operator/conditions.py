@@ -90,7 +90,8 @@ def progressing(tally: Tally) -> Statement:
         advice = "; old replicas go on serving: correct the spec, or apply the former one"
         message = f"no progress for {patience} s: {count}{_obstacle(tally)}{advice}"
         return Statement("False", "ProgressDeadlineExceeded", message)
-    return Statement("True", "NewRevision", f"{count}{_obstacle(tally)}")
+    first = "; its model is fetched first" if tally.world.prefetching else ""
+    return Statement("True", "NewRevision", f"{count}{first}{_obstacle(tally)}")
 
 
 def router_synced(tally: Tally) -> Statement:

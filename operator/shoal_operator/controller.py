@@ -13,7 +13,7 @@ import random
 
 from shoal_api.kube import ApiError, ApiServer, Object
 from shoal_api.mirror import Mirror
-from shoal_api.names import LABEL_ROLE, LEASE, ROLE_ENGINE
+from shoal_api.names import LABEL_ROLE, LEASE, ROLE_ENGINE, ROLE_PREFETCH
 from shoal_api.operator_options import OperatorOptions
 from shoal_api.router_state_pb2 import State
 from shoal_operator.cluster import Cluster, LeaseObject, path_of
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 RELEASE_S = 5.0  # an API server that does not answer must not hold up the end of the process
 STANDBY_S = 2.0  # how often a process that may not write looks whether it may
 EVERY_NAMESPACE = "*"
+OUR_PODS = f"{LABEL_ROLE} in ({ROLE_ENGINE}, {ROLE_PREFETCH})"
 
 
 class Controller:
@@ -50,7 +51,7 @@ class Controller:
         self._keys: set[str] = set()
         self._queue = WorkQueue(self._work, concurrency=options.max_concurrent_reconciles)
         self._pods = [
-            Mirror(api, path_of("Pod", namespace), self._pod_changed, selector=f"{LABEL_ROLE}={ROLE_ENGINE}")
+            Mirror(api, path_of("Pod", namespace), self._pod_changed, selector=OUR_PODS)
             for namespace in watched_namespaces(options, api.namespace)
         ]
         self._routers = Mirror(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from shoal_api.names import CONTAINER_LOADER
 from shoal_operator.conditions import Statement, describe
 from shoal_operator.tally import Tally
-from shoal_operator.world import Download
+from shoal_operator.world import Download, Replica
 
 FETCHED: Final = ("hf://", "s3://", "oci://")
 
@@ -30,7 +30,9 @@ def cache_of(tally: Tally, previous: Mapping[str, Any]) -> dict[str, Any] | None
         return {"state": slowest.state, **{key: size for key, size in sizes.items() if size is not None}}
     before = (previous.get("cache") or {}) if previous.get("updateRevision") == tally.revision else {}
     # The engine of a pod starts after its loaders have ended well.
-    is_fetched = downloads or any(each.phase == "Running" for each in tally.updated)
+    is_fetched = (
+        downloads or any(each.phase == "Running" for each in tally.updated) or _is_fetched_ahead(tally)
+    )
     if is_fetched or before.get("state") == "Ready":
         size = next((each.bytes_total for each in downloads if each.bytes_total), before.get("bytesTotal"))
         return {"state": "Ready"} | ({"bytesTotal": size, "bytesDone": size} if size else {})
@@ -53,8 +55,17 @@ def model_cached(tally: Tally, cache: Mapping[str, Any] | None) -> Statement | N
     return Statement("False", "Downloading", message)
 
 
+def _ahead(tally: Tally) -> list[Replica]:
+    """Pods that fetch the wanted revision's model before a replica of it begins."""
+    return [each for each in tally.world.prefetch_pods if each.revision == tally.revision]
+
+
+def _is_fetched_ahead(tally: Tally) -> bool:
+    return not tally.world.prefetching and any(each.phase == "Succeeded" for each in _ahead(tally))
+
+
 def _downloads(tally: Tally) -> list[Download]:
-    names = {each.name for each in tally.updated}
+    names = {each.name for each in (*tally.updated, *_ahead(tally))}
     return [each for each in tally.world.downloads if each.pod in names]
 
 

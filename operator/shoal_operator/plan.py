@@ -60,7 +60,7 @@ def plan(world: World, revision: str) -> Plan:
     rollout = world.deployment.spec.rollout
     if draft.n == 0:
         draft.end(draft.staying, "no replica is wanted")
-    elif rollout.paused:
+    elif rollout.paused or world.prefetching:
         draft.hold()
     elif rollout.type == "Recreate":
         draft.recreate()
@@ -149,7 +149,7 @@ class _Draft:
         self.shrink(self.current, self.n)
 
     def hold(self) -> None:
-        """A paused rollout: numbers follow the demand, with the revision that served before it."""
+        """A rollout that is paused or waits for its model: numbers follow the demand, with the revision before it."""
         counted = self.old + (self.current if self.proven or not self.old else [])
         self.add(self.serving_revision() if self.old else self.revision, self.n - len(counted))
         surge = self.world.deployment.spec.rollout.max_surge if self.old and self.current else 0

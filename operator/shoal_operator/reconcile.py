@@ -24,6 +24,7 @@ from shoal_operator.loader_progress import PERIOD_S as LOADING_PERIOD_S
 from shoal_operator.loader_progress import LoaderProgress
 from shoal_operator.plan import Action, CreateReplica, Delete, Plan, Undrain, plan
 from shoal_operator.pod import render
+from shoal_operator.prefetcher import Prefetcher
 from shoal_operator.revision import revision_of
 from shoal_operator.scaler import PERIOD_S as SCALING_PERIOD_S
 from shoal_operator.scaler import Scaler
@@ -65,6 +66,7 @@ class Reconciler:
         self._scaler = Scaler(cluster)
         self._loaders = LoaderProgress()
         self._belongings = Belongings(cluster)
+        self._prefetcher = Prefetcher(cluster, settings.engine_image, settings.operator_version)
         self._uids: dict[str, str] = {}
 
     async def reconcile(self, key: str) -> float | None:
@@ -88,14 +90,16 @@ class Reconciler:
     async def _look(self, found: Object, deployment: LLMDeployment) -> float | None:
         wanted = revision_of(deployment)
         world = await read_world(self._cluster, self._routers, deployment, self._clock())
-        world = replace(world, downloads=await self._loaders.read(world.replicas))
+        loading = (*world.replicas, *world.prefetch_pods)
+        world = replace(world, downloads=await self._loaders.read(loading))
         world, failure = await self._prepare(deployment, wanted, world)
+        world, not_fetched = await self._prefetcher.step(world, wanted)
         before = found.get("status", {})
         found, world, previous = await self._scale(found, world, wanted)
         # A spec that cannot be run changes nothing of what serves: it stays with the last one that could.
         served = wanted if world.rejected is None else last_activated(world)
         todo = plan(world, served) if served else Plan()
-        refusal = await self._do(found, world, todo)
+        refusal = await self._do(found, world, todo) or not_fetched
         if refusal is not None and refusal.status in REFUSED:  # what passes by itself is nothing to tell
             world = replace(world, refusal=refusal.message)
         await self._report(found, status(world, wanted, previous, self._settings.router_url), before)
@@ -107,7 +111,7 @@ class Reconciler:
             todo.requeue_after_s,
             None if deadline_s is None else deadline_s - world.now_s,
             SCALING_PERIOD_S if _is_scaled(world) else None,
-            LOADING_PERIOD_S if any(each.loading for each in world.replicas) else None,
+            LOADING_PERIOD_S if any(each.loading for each in loading) else None,
         ]
         return min((max(0.1, each) for each in soon if each is not None), default=None)
 

@@ -107,7 +107,8 @@ class Standing:
 
     def next_change_s(self) -> float | None:
         """Seconds until time alone makes one of the above true; None if it never does."""
-        waits = [moment - self.world.now_s for r in self.world.replicas for moment in self._moments(r)]
+        pods = (*self.world.replicas, *self.world.prefetch_pods)
+        waits = [moment - self.world.now_s for r in pods for moment in self._moments(r)]
         return min((wait for wait in waits if wait > 0), default=None)
 
     def _moments(self, replica: Replica) -> Iterator[float]:

@@ -73,7 +73,7 @@ def _adapters(counted: Tally) -> list[dict[str, Any]]:
 def _last_failure(world: World, previous: Mapping[str, Any]) -> dict[str, Any] | None:
     """The newest failure; it stays after its pod is gone."""
     before: dict[str, Any] | None = previous.get("lastFailure")
-    failures = [replica.failure for replica in world.replicas if replica.failure]
+    failures = [each.failure for each in (*world.replicas, *world.prefetch_pods) if each.failure]
     if not failures:
         return before
     newest = max(failures, key=lambda each: (each.time_s, each.pod, each.container, each.reason))

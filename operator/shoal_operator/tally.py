@@ -35,10 +35,10 @@ class Tally:
 
     @property
     def failing(self) -> tuple[tuple[Replica, PodFailure], ...]:
-        """Replicas that do not serve because of a failure; one that was restarted and serves is none."""
+        """Pods that do not do their part because of a failure; one that was restarted and serves is none."""
         return tuple(
             (replica, replica.failure)
-            for replica in self.alive
+            for replica in (*self.alive, *self.world.prefetch_pods)
             if replica.failure and (replica.failure.current or not replica.ready)
         )
 

@@ -123,6 +123,8 @@ class World:
     routers_fresh: int = 0  # of those, how many gave a synced state lately
     demand: Demand = field(default_factory=Demand)
     downloads: tuple[Download, ...] = ()
+    prefetch_pods: tuple[Replica, ...] = ()  # they fetch a model ahead and serve nothing; see prefetch.py
+    prefetching: bool = False  # the wanted revision's model is not yet where it is to be
     lws_served: bool = False  # the API server knows LeaderWorkerSet
     conflicting_autoscaler: str | None = None  # an HPA that targets this object, while autoscaling is on
     load_wants: int | None = None  # replicas that the autoscaler would have without its bounds

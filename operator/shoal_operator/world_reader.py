@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from shoal_api.kube import Object
-from shoal_api.names import ANNOTATION_ACTIVATED, LABEL_REVISION, LABEL_ROLE, ROLE_ENGINE
+from shoal_api.names import ANNOTATION_ACTIVATED, LABEL_REVISION, LABEL_ROLE, ROLE_ENGINE, ROLE_PREFETCH
 from shoal_api.router_state_pb2 import State
 from shoal_api.spec import LLMDeployment
 from shoal_operator.cluster import LWS_API, Cluster
@@ -38,7 +39,10 @@ async def read_world(cluster: Cluster, routers: Routers, deployment: LLMDeployme
     return World(
         deployment,
         now_s,
-        replicas=replicas_of(pods, groups, states, uid),
+        replicas=replicas_of([pod for pod in pods if role_of(pod) != ROLE_PREFETCH], groups, states, uid),
+        prefetch_pods=tuple(
+            prefetch_pod(pod) for pod in pods if role_of(pod) == ROLE_PREFETCH and owner_of(pod) == uid
+        ),
         revisions=revisions,
         routers_expected=routers.expected,
         routers_fresh=sum(not state.draining for state in states),
@@ -64,7 +68,7 @@ def replicas_of(
     for pod in pods:
         if owner_of(pod) == owner:
             own.append(pod)
-        elif (group := lws_of(pod)) and pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_ENGINE:
+        elif (group := lws_of(pod)) and role_of(pod) == ROLE_ENGINE:
             leaders[group] = pod
     found = [replica_of(pod, traffic_of(states, pod["metadata"]["uid"])) for pod in own]
     for each in groups:
@@ -76,6 +80,17 @@ def replicas_of(
     left = [pod for pod in leaders.values() if pod["metadata"].get("deletionTimestamp")]
     found += [replica_of(pod, traffic_of(states, pod["metadata"]["uid"])) for pod in left]
     return tuple(found)
+
+
+def prefetch_pod(pod: Object) -> Replica:
+    """One that is still at work says how far it is, like a replica whose loader is."""
+    found = replica_of(pod, Traffic())
+    return replace(found, loading=found.phase == "Running")
+
+
+def role_of(pod: Object) -> str:
+    """Value of its role label, empty if there is none."""
+    return str((pod["metadata"].get("labels") or {}).get(LABEL_ROLE, ""))
 
 
 def owner_of(each: Object) -> str:
