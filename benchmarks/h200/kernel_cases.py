@@ -74,6 +74,7 @@ def build(case: Case, block_tokens: int) -> tuple[AttentionBatch, int]:
         max_query_len=max(case.queries),
         max_context_len=max(case.contexts),
         block_tokens=block_tokens,
+        chunks=tuple(zip(case.queries, case.contexts, strict=True))[decodes:],
     )
     return batch, sum(blocks) + 1
 

@@ -28,6 +28,12 @@ CASES = [
     Case("mixed", (1, 1, 1, 200, 33), (700, 1, 64, 200, 900)),
 ]
 
+FRESH = [
+    Case("one fresh", (8192,), (8192,)),
+    Case("fresh with a tail", (1, 2100, 2100, 30), (70, 2100, 2100, 500)),
+    Case("short fresh together", (1024, 1024, 1024), (1024, 1024, 1024)),
+]
+
 Errors = Iterator[tuple[str, float, float]]  # name, error, what is allowed
 Jobs = Iterator[Callable[[], Errors]]
 
@@ -49,6 +55,13 @@ def run(group: str) -> int:
 def _of_layout(layout: HeadLayout, dtype: torch.dtype, block_tokens: int, window: int | None) -> Jobs:
     for case in CASES:
         yield partial(_attention, case, layout, dtype, block_tokens, window, CudaKernels())
+
+
+def _of_fresh_prompts() -> Jobs:
+    """By cuDNN, but for the tails."""
+    for case in FRESH:
+        for layout in (LLAMA_8B, HeadLayout(14, 2, 64)):
+            yield partial(_attention, case, layout, torch.bfloat16, 16, None, CudaKernels())
 
 
 def _of_tilings() -> Jobs:
@@ -163,4 +176,5 @@ GROUPS: dict[str, Callable[[], Jobs]] = {
     "heads of 256": partial(_of_layout, HeadLayout(8, 1, 256), torch.bfloat16, 16, None),
     "float32": partial(_of_layout, HeadLayout(4, 2, 64), torch.float32, 16, 48),
     "tilings": _of_tilings,
+    "fresh prompts": _of_fresh_prompts,
 }

@@ -88,6 +88,9 @@ def timings(quick: bool, block_tokens: int) -> Iterator[Timing]:
             yield _attention_timing(f"decode {name}", case, layout, block_tokens, CudaKernels())
         for case in QUICK_PREFILLS if quick else PREFILLS:
             yield _attention_timing(f"prefill {name}", case, layout, block_tokens, CudaKernels())
+        for case in (fresh(1, 8192),) if quick else (fresh(16, 1024), fresh(8, 2048), fresh(2, 8192)):
+            kernels = CudaKernels(prefill_tiling=PrefillTiling())
+            yield _attention_timing(f"prefill-paged {name}", case, layout, block_tokens, kernels)
         for rows in QUICK_ROWS if quick else ROWS:
             has_norm = name == "0.6B"
             yield Timing(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shoal_engine.kernels import triton_decode, triton_norm, triton_prefill, triton_rotary
+from shoal_engine.kernels import cudnn_prefill, triton_decode, triton_norm, triton_prefill, triton_rotary
+from shoal_engine.kernels.cudnn_prefill import DensePrefill
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.triton_decode import DecodeTiling, DecodeWorkspace
 from shoal_engine.kernels.triton_decode_plan import DecodePlan
@@ -26,7 +27,10 @@ class CudaKernels:
     def __init__(
         self, decode_tiling: DecodeTiling | None = None, prefill_tiling: PrefillTiling | None = None
     ) -> None:
-        """The tilings default to what was fastest on an H200 for heads of 128 (benchmarks/h200/kernels.py)."""
+        """The tilings default to what was fastest on an H200 for heads of 128 (benchmarks/h200/kernels.py).
+
+        A prefill tiling that is given serves all prefills; without one, long fresh prompts go to cuDNN.
+        """
         self._decode_tiling = decode_tiling
         self._prefill_tiling = prefill_tiling
         self._workspaces: dict[tuple[HeadLayout, int, torch.device], DecodeWorkspace] = {}
@@ -72,8 +76,34 @@ class CudaKernels:
             workspace = self._workspace_of(layout, plan.workers, q.device)
             triton_decode.attend_decodes(q, layout, batch, cache, scale, plan, workspace, decode_tiling, out)
         if batch.num_requests > batch.num_decodes:
+            return self._attend_prefills(q, layout, batch, cache, scale, out)
+        return out
+
+    def _attend_prefills(
+        self,
+        q: Tensor,
+        layout: HeadLayout,
+        batch: AttentionBatch,
+        cache: Tensor,
+        scale: AttentionScale,
+        out: Tensor,
+    ) -> Tensor:
+        """`out` with the rows of the prefills filled in, or what cuDNN returned when that is all there is."""
+        fresh: tuple[DensePrefill, ...] = ()
+        if self._prefill_tiling is None:
+            fresh = cudnn_prefill.dense_prefills(batch, q.shape[0], layout, scale, q.dtype)
+        rows_done = 0
+        for one in fresh:
+            attended = cudnn_prefill.attend_fresh(q, layout, batch, cache, scale, one)
+            rows_done += one.count * one.tokens
+            if rows_done == q.shape[0] == one.count * one.tokens:
+                return attended.view(out.shape)
+            rows = out[one.rows].view(one.count, one.chunk_tokens, -1)
+            rows[:, : one.tokens] = attended
+        if rows_done < q.shape[0] - batch.num_decodes:
+            first_rows = cudnn_prefill.rows_left(batch, fresh) if fresh else None
             tiling = self._prefill_tiling or triton_prefill.tiling_for(layout, batch, q.dtype)
-            triton_prefill.attend_prefills(q, layout, batch, cache, scale, tiling, out)
+            triton_prefill.attend_prefills(q, layout, batch, cache, scale, tiling, out, first_rows)
         return out
 
     def _plan_of(

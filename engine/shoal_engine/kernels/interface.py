@@ -41,6 +41,7 @@ class AttentionBatch:
     tables [R, blocks] int32: block ids of r, padded with 0
     slots [T] int64: block_id * block_tokens + offset, where token t's key and value go
     positions [T] int64: position of token t in its request
+    chunks: (query tokens, visible tokens) of each request after the decodes, for kernels that choose on the host; () = unsaid
     """
 
     query_start: Tensor
@@ -52,6 +53,7 @@ class AttentionBatch:
     max_query_len: int
     max_context_len: int
     block_tokens: int
+    chunks: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_requests(self) -> int:

@@ -125,13 +125,23 @@ def _find_request(
     return found, first_block
 
 
-@jit_once("tables", "context_lens", "query_start", "table_stride", "first_request", "num_requests", "window")
+@jit_once(
+    "tables",
+    "context_lens",
+    "query_start",
+    "first_rows",
+    "table_stride",
+    "first_request",
+    "num_requests",
+    "window",
+)
 def _prefill_kernel(
     q: tl.tensor,
     cache: tl.tensor,
     tables: tl.tensor,
     context_lens: tl.tensor,
     query_start: tl.tensor,
+    first_rows: tl.tensor,
     out: tl.tensor,
     block_stride: tl.tensor,
     table_stride: tl.tensor,
@@ -156,7 +166,7 @@ def _prefill_kernel(
     request, first_block = _find_request(
         query_start, index, first_request, num_requests, block_q, request_block
     )
-    start, end = tl.load(query_start + request), tl.load(query_start + request + 1)
+    start, end = tl.load(first_rows + request), tl.load(query_start + request + 1)
     first_query = (index - first_block) * block_q
     if first_query < end - start:
         rows, dims = tl.arange(0, block_m), tl.arange(0, dim_block)
@@ -209,14 +219,19 @@ def attend_prefills(
     scale: AttentionScale,
     tiling: PrefillTiling,
     out: Tensor,
+    first_rows: Tensor | None = None,
 ) -> None:
-    """The rows of out [T, num_heads*D] that belong to requests num_decodes:; rows of no request are left as they are."""
+    """The rows of out [T, num_heads*D] that belong to requests num_decodes:; rows of no request are left as they are.
+
+    first_rows [R] int32: where each request's work begins, if not at its first row (query_start).
+    """
     group = layout.num_heads // layout.num_kv_heads
     block_m = max(tiling.block_m, triton.next_power_of_2(group))
     block_q = block_m // group
     blocks = (q.shape[0] - batch.num_decodes) // block_q + batch.num_requests - batch.num_decodes
     _prefill_kernel[(layout.num_kv_heads, blocks)](
-        q, cache, batch.tables, batch.context_lens, batch.query_start, out, cache.stride(0), batch.tables.stride(0),
+        q, cache, batch.tables, batch.context_lens, batch.query_start,
+        batch.query_start if first_rows is None else first_rows, out, cache.stride(0), batch.tables.stride(0),
         scale.scale * LOG2_E, scale.window or 2**30, batch.num_decodes, batch.num_requests,
         num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim, block_tokens=batch.block_tokens,
         dim_block=max(16, triton.next_power_of_2(layout.head_dim)), block_m=block_m, block_n=tiling.block_n,
