@@ -1,0 +1,217 @@
+"""Kernel by kernel on a GPU: is a row's result the same to the last bit, whatever stands beside it? And what does it cost?
+
+Compares bits with bits: that the results are right is `kernels.py`'s to check and the tests'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from graph_clock import copies_past_the_cache, us_per_call
+from torch import Tensor
+from torch.nn import functional
+
+from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.invariant import InvariantKernels
+from shoal_engine.kernels.triton_invariant import TILES, InvariantTile, invariant_linear
+from shoal_engine.kernels.triton_prefill import PrefillTiling
+
+SHAPES = [
+    (4096, 1024),
+    (1024, 3072),
+    (6144, 4096),
+    (4096, 14336),
+    (1000, 1000),
+]  # N, K; the last fits no tile
+TIMED = [(4096, 1024), (1024, 3072), (6144, 4096), (28672, 4096), (4096, 14336)]
+ROWS = 2048
+PIECES = [(0, 1), (1, 1), (63, 2), (5, 8), (100, 16), (7, 17), (0, 64), (511, 100), (256, 129), (1000, 700)]
+OTHERS = 255  # requests in its company
+LENGTH = 1100  # tokens of the request that is watched
+BLOCK_TOKENS = 16
+LAYOUTS = [HeadLayout(16, 8, 128), HeadLayout(32, 8, 128), HeadLayout(4, 1, 256)]
+
+
+def _operands(n: int, k: int, rows: int) -> tuple[Tensor, Tensor]:
+    x, weight = torch.randn(rows, k, device="cuda"), torch.randn(n, k, device="cuda")
+    return x.bfloat16(), (weight * k**-0.5).bfloat16()
+
+
+def products() -> bool:
+    """Every tile against the first one's, on all rows and on pieces of them. Also says what cuBLAS does."""
+    good = True
+    for n, k in SHAPES:
+        x, weight = _operands(n, k, ROWS)
+        whole = invariant_linear(x, weight, tile=TILES[0])
+        right = (whole.float() - x.float() @ weight.float().T).norm() / whole.float().norm()
+        verdicts = []
+        for tile in (*TILES, None):
+            same = all(
+                torch.equal(invariant_linear(x[at : at + count], weight, tile=tile), whole[at : at + count])
+                for at, count in [*PIECES, (0, ROWS)]
+            )
+            name = "chosen" if tile is None else f"{tile.block_m}x{tile.block_n}"
+            verdicts.append(f"{name} {'same' if same else 'DIFFERS'}")
+            good &= same
+        library = functional.linear(x, weight)
+        differ = [
+            count
+            for at, count in PIECES
+            if not torch.equal(functional.linear(x[at : at + count], weight), library[at : at + count])
+        ]
+        print(
+            f"product {n}x{k} error {float(right):.1e}: {', '.join(verdicts)}; cuBLAS differs at {differ} rows",
+            flush=True,
+        )
+        good &= float(right) < 5e-3
+    return good
+
+
+def product_times(counts: Sequence[int]) -> None:
+    """us: the tile that is chosen, the best tile and its name, cuBLAS."""
+    for n, k in TIMED:
+        cells = []
+        for m in counts:
+            x, weight = _operands(n, k, m)
+            weights = copies_past_the_cache(weight)[:24]
+            tiles = [tile for tile in TILES if tile.block_m < 4 * m or tile is TILES[0]]
+            times = {tile: _tile_us(x, weights, tile) for tile in tiles}
+            best = min(times, key=lambda tile: times[tile])
+            ours = us_per_call(lambda w, x=x: invariant_linear(x, w), weights, 3)
+            peer = us_per_call(lambda w, x=x: functional.linear(x, w), weights, 3)
+            cells.append(f"{m}: {ours:.1f}/{times[best]:.1f}({best.block_m}x{best.block_n})/{peer:.1f}")
+        print(f"us {n}x{k} chosen/best/cuBLAS  " + "  ".join(cells), flush=True)
+
+
+def _tile_us(x: Tensor, weights: list[Tensor], tile: InvariantTile) -> float:
+    return us_per_call(lambda w: invariant_linear(x, w, tile=tile), weights, 3)
+
+
+def _batch(queries: Sequence[int], contexts: Sequence[int], tables: Tensor) -> AttentionBatch:
+    positions = torch.cat([torch.arange(c - q, c) for q, c in zip(queries, contexts, strict=True)])
+    return AttentionBatch(
+        query_start=torch.tensor([0, *queries]).cumsum(0).int().cuda(),
+        context_lens=torch.tensor(contexts, dtype=torch.int32).cuda(),
+        tables=tables,
+        slots=positions.cuda(),
+        positions=positions.cuda(),
+        num_decodes=next((i for i, q in enumerate(queries) if q > 1), len(queries)),
+        max_query_len=max(queries),
+        max_context_len=max(contexts),
+        block_tokens=BLOCK_TOKENS,
+    )
+
+
+def attention(tiling: PrefillTiling | None = None) -> bool:
+    """One request of LENGTH tokens: whole, in chunks, token by token, alone and among 255 others."""
+    good = True
+    for layout in LAYOUTS:
+        pages = -(-LENGTH // BLOCK_TOKENS)
+        tables = torch.randperm((OTHERS + 1) * pages, device="cuda").int().view(-1, pages)
+        cache = torch.randn(
+            (OTHERS + 1) * pages, 2, layout.num_kv_heads, BLOCK_TOKENS, layout.head_dim, device="cuda"
+        ).bfloat16()
+        q = torch.randn(LENGTH, layout.num_heads, layout.head_dim, device="cuda").bfloat16()
+        for window in (None, 300):
+            wrong = _other_bits(
+                layout, AttentionScale(layout.head_dim**-0.5, window), q, cache, tables, tiling
+            )
+            good &= not wrong
+            verdict = f"DIFFERS {', '.join(wrong)}" if wrong else "same"
+            heads = f"{layout.num_heads}/{layout.num_kv_heads}x{layout.head_dim}"
+            print(f"attention {heads} window {window}: {verdict}", flush=True)
+    return good
+
+
+def _other_bits(
+    layout: HeadLayout,
+    scale: AttentionScale,
+    q: Tensor,
+    cache: Tensor,
+    tables: Tensor,
+    tiling: PrefillTiling | None,
+) -> list[str]:
+    """The names of the ways that gave other bits than the whole prompt at once."""
+    kernels = InvariantKernels(tiling)
+
+    def attend(rows: Tensor, queries: Sequence[int], contexts: Sequence[int]) -> Tensor:
+        return kernels.attend(rows, layout, _batch(queries, contexts, tables[: len(queries)]), cache, scale)
+
+    whole = attend(q, [LENGTH], [LENGTH])
+    wrong = []
+    for size in (1, 7, 16, 64, 512):
+        starts = range(0, LENGTH, size) if size > 1 else range(0, LENGTH, 3)
+        pieces = [(start, min(start + size, LENGTH)) for start in starts]
+        if any(not torch.equal(attend(q[a:b], [b - a], [b]), whole[a:b]) for a, b in pieces):
+            wrong.append(f"chunks of {size}")
+    others = torch.randn(OTHERS, *q.shape[1:], device="cuda").bfloat16()
+    lengths = torch.randint(1, LENGTH, (OTHERS,)).tolist()
+    for end in (1, 63, 64, 65, LENGTH // 2, LENGTH):
+        rows = torch.cat((q[end - 1 : end], others))
+        if not torch.equal(attend(rows, [1, *[1] * OTHERS], [end, *lengths])[0], whole[end - 1]):
+            wrong.append(f"decode {end} among others")
+    first, last = LENGTH // 2, LENGTH - 9
+    rows = torch.cat((q[first:last], others))
+    if not torch.equal(
+        attend(rows, [last - first, *[1] * OTHERS], [last, *lengths])[: last - first], whole[first:last]
+    ):
+        wrong.append("a chunk beside decodes")
+    return wrong
+
+
+def _attend(
+    kernels: CudaKernels,
+    q: Tensor,
+    layout: HeadLayout,
+    batch: AttentionBatch,
+    scale: AttentionScale,
+    cache: Tensor,
+) -> Tensor:
+    """As in the first layer of a step, which plans for the others."""
+    return kernels.attend(q, layout, replace(batch), cache, scale)
+
+
+def attention_times() -> None:
+    """us of decodes at contexts of 1k and of a prompt, beside the kernels that look at the batch."""
+    layout, scale = HeadLayout(16, 8, 128), AttentionScale(128**-0.5)
+    for queries, context in [([1], 1024), ([1] * 32, 1024), ([1] * 256, 1024), ([1], 8192), ([4096], 4096)]:
+        pages = context // BLOCK_TOKENS
+        tables = torch.randperm(len(queries) * pages, device="cuda").int().view(len(queries), pages)
+        cache = torch.randn(len(queries) * pages, 2, 8, BLOCK_TOKENS, 128, device="cuda").bfloat16()
+        q = torch.randn(sum(queries), 16, 128, device="cuda").bfloat16()
+        batch = _batch(queries, [context] * len(queries), tables)
+        caches = copies_past_the_cache(cache)[:8]
+        times = [
+            us_per_call(partial(_attend, kernels, q, layout, batch, scale), caches, 3)
+            for kernels in (InvariantKernels(), CudaKernels())
+        ]
+        print(
+            f"attention 16/8, {len(queries)} x {queries[0]} of {context}: {times[0]:.1f} us, otherwise {times[1]:.1f}",
+            flush=True,
+        )
+
+
+def rows_alone() -> bool:
+    """Norms and SiLU of one row, alone and among others."""
+    kernels, good = InvariantKernels(), True
+    for width in (1024, 4096):
+        x, weight = (
+            torch.randn(300, width, device="cuda").bfloat16(),
+            torch.rand(width, device="cuda").bfloat16(),
+        )
+        for row in (0, 17, 299):
+            one = x[row : row + 1].clone()
+            good &= torch.equal(
+                kernels.rms_norm(one, weight, 1e-6)[0], kernels.rms_norm(x, weight, 1e-6)[row]
+            )
+            good &= torch.equal(kernels.silu_mul(one)[0], kernels.silu_mul(x)[row])
+            whole, alone = x.flip(0).clone(), x.flip(0)[row : row + 1].clone()
+            added = kernels.add_rms_norm(x, whole, weight, 1e-6)[row]
+            good &= torch.equal(kernels.add_rms_norm(one, alone, weight, 1e-6)[0], added)
+            good &= torch.equal(alone[0], whole[row])
+    print(f"norms and SiLU: {'same' if good else 'DIFFERS'}", flush=True)
+    return good
