@@ -1,0 +1,148 @@
+"""The fused decode step on one H200: right first, then milliseconds of the whole step beside the unfused one.
+
+    PYTHONPATH=engine python3 benchmarks/h200/fused_decode.py [--quick] [--models 0.6b 8b] [--rows 1 8 32] [--write]
+
+A step is embedding to sampled token in one CUDA graph, context 577. The sweep times each tile inside a graph of twelve
+layers, because what is best there is not what is best alone; --write puts the best into kernels/fused_table.py, or into
+$OUT/fused_table.py where OUT is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from fused_models import Case, first_layers, fused, random_case, random_model, unfused, with_sampling
+from fused_sweep import compile_all, default_jobs, descend, graph_us, sweep_jobs
+from kernel_cases import relative_error
+
+from shoal_engine.fused_decode import FusedDecode
+from shoal_engine.kernels import fused_table
+from shoal_engine.models.llama import Llama
+
+CONTEXT = 577
+SHORT_LAYERS = 12
+TOLERANCE = {2: 1e-2, SHORT_LAYERS: 3e-2}
+GOALS = {"0.6b": {1: 0.58, 8: 0.80, 32: 1.20}, "8b": {1: 3.8, 8: 4.1, 32: 4.6}}
+
+
+def check(model: Llama, rows: int, layers: int) -> None:
+    """Hidden states and caches of both steps on the same inputs; fused steps must agree to the bit."""
+    case = random_case(first_layers(model, layers), rows, CONTEXT)
+    twin = Case(case.model, case.token_ids, case.batch, case.cache.clone())
+    decode = FusedDecode(case.model)
+    want = unfused(twin)()
+    step = fused(case, decode)
+    got = [step() for _ in range(3)]
+    error, cache_error = relative_error(got[0], want), relative_error(case.cache, twin.cache)
+    same = all(torch.equal(one, got[0]) for one in got)
+    verdict = "ok" if error <= TOLERANCE[layers] and cache_error <= 1e-2 and same else "WRONG"
+    print(
+        f"{verdict} {layers} layers, rows {rows}: hidden {error:.1e} cache {cache_error:.1e} repeats {same}",
+        flush=True,
+    )
+
+
+def compare(name: str, model: Llama, rows: int) -> None:
+    """Milliseconds of the whole step."""
+    case = random_case(model, rows, CONTEXT)
+    decode = FusedDecode(model)
+    cells = {}
+    for label, step in {
+        "unfused": with_sampling(case, unfused(case)),
+        "fused": with_sampling(case, fused(case, decode)),
+        "layers": fused(case, decode),
+    }.items():
+        try:
+            cells[label] = f"{graph_us(step, 15) / 1e3:.3f}"
+        except Exception as error:
+            cells[label] = f"{type(error).__name__}: {str(error)[:100]}"
+    print(f"{name:5} rows {rows:3} ms: {cells} goal {GOALS[name].get(rows, '-')}", flush=True)
+
+
+def run(name: str, options: argparse.Namespace, deadline: float, found: dict[Any, Any]) -> None:
+    model = random_model(name)
+    attempt(compile_all, default_jobs(name, options.rows))
+    for rows in options.rows:
+        for layers in TOLERANCE if rows in (1, 8) else (2,):
+            attempt(check, model, rows, layers)
+    if not options.quick:
+        short = first_layers(model, SHORT_LAYERS)
+        tuned = [rows for rows in options.sweep_rows if rows in options.rows]
+        jobs = [job for rows in tuned for job in sweep_jobs(name, FusedDecode(short), rows)]
+        attempt(compile_all, jobs)
+        for rows in tuned:
+            decode = FusedDecode(short)
+            rows_found = attempt(descend, random_case(short, rows, CONTEXT), decode, deadline)
+            found.update(rows_found or {})
+            fused_table.TABLE.update(rows_found or {})
+        clear_choices()
+        for rows in tuned:
+            attempt(check, model, rows, 2)
+    for rows in options.rows:
+        attempt(compare, name, model, rows)
+
+
+def clear_choices() -> None:
+    from shoal_engine.kernels import fused_tiles
+
+    for choice in (fused_tiles.gemv_tile, fused_tiles.product_tile, fused_tiles.attention_tile):
+        choice.cache_clear()
+
+
+def attempt(call: Any, *arguments: Any) -> Any:
+    """One variant that fails must not cost the others."""
+    try:
+        return call(*arguments)
+    except Exception:
+        print("FAILED", call.__name__, arguments[-2:] if call is not compile_all else "")
+        print("\n".join(traceback.format_exc().strip().splitlines()[-8:]), flush=True)
+        return None
+
+
+def write(found: dict[Any, Any], card: str) -> None:
+    path = Path(fused_table.__file__)
+    head = path.read_text().split("TABLE:")[0].rstrip()
+    head = head.split("\n# Measured")[0].rstrip()
+    table = dict(fused_table.TABLE) | found
+    lines = [f"    {key}: {table[key]}," for key in sorted(table)]
+    text = "\n".join(
+        [head, "", f"# Measured on one {card}, torch {torch.__version__}, context {CONTEXT}.",
+         "TABLE: dict[tuple[int, int, int], tuple[int | bool, ...]] = {", *lines, "}", ""]
+    )  # fmt: skip
+    out = os.environ.get("OUT")
+    (Path(out) / path.name if out else path).write_text(text)
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="no sweep")
+    parser.add_argument("--models", nargs="+", default=["0.6b", "8b"], choices=sorted(GOALS))
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--sweep-rows", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--seconds", type=float, default=200.0, help="no sweep goes on longer")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    began = time.monotonic()
+    card = torch.cuda.get_device_name()
+    print(card, "torch", torch.__version__)
+    found: dict[Any, Any] = {}
+    share = options.seconds / len(options.models)
+    for index, name in enumerate(options.models):
+        attempt(run, name, options, began + share * (index + 1) - 15.0, found)
+        torch.cuda.empty_cache()
+        print(f"{name} done at {time.monotonic() - began:.0f} s", flush=True)
+    if options.write:
+        write(found, card)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Models with random weights, batches and whole decode steps for fused_decode.py. Measures nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from kernel_cases import DEVICE, build, uniform
+from torch import Tensor
+
+from shoal_engine.config import ModelConfig
+from shoal_engine.fused_decode import FusedDecode
+from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.kernels.interface import AttentionBatch
+from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
+from shoal_engine.models.llama import Llama
+from shoal_engine.weights import RandomWeights
+
+_QWEN3_06B = ModelConfig(
+    architecture="Qwen3ForCausalLM", vocab_size=151936, hidden_size=1024, num_layers=28, num_heads=16,
+    num_kv_heads=8, head_dim=128, intermediate_size=3072, max_position_embeddings=40960, tie_embeddings=True,
+    qk_norm=True,
+)  # fmt: skip
+_LLAMA_8B = ModelConfig(
+    architecture="LlamaForCausalLM", vocab_size=128256, hidden_size=4096, num_layers=32, num_heads=32,
+    num_kv_heads=8, head_dim=128, intermediate_size=14336, max_position_embeddings=131072,
+)  # fmt: skip
+CONFIGS = {"0.6b": _QWEN3_06B, "8b": _LLAMA_8B}
+MAX_POSITIONS = 4096
+BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, its step for `rows` requests of one length, and the cache they stand in."""
+
+    model: Llama
+    token_ids: Tensor
+    batch: AttentionBatch
+    cache: Tensor
+
+
+def random_model(name: str, few_tokens: bool = False) -> Llama:
+    """few_tokens: one layer and a small vocabulary, for what does not depend on them."""
+    torch.manual_seed(0)
+    kernels, config = CudaKernels(), CONFIGS[name]
+    if few_tokens:
+        config = replace(config, vocab_size=1024, num_layers=1)
+    return Llama(config, RandomWeights(torch.bfloat16, torch.device(DEVICE)), kernels, MAX_POSITIONS)
+
+
+def first_layers(model: Llama, count: int) -> Llama:
+    """The same model cut short; shares its weights."""
+    short = copy.copy(model)
+    short.blocks = model.blocks[:count]
+    short.config = replace(model.config, num_layers=min(count, model.config.num_layers))
+    return short
+
+
+def random_case(model: Llama, rows: int, context: int) -> Case:
+    config = model.config
+    batch, num_blocks = build(uniform(rows, context), BLOCK_TOKENS)
+    shape = (config.num_layers, num_blocks, 2, config.num_kv_heads, BLOCK_TOKENS, config.head_dim)
+    cache = torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_()
+    return Case(model, torch.randint(0, config.vocab_size, (rows,), device=DEVICE), batch, cache)
+
+
+def unfused(case: Case) -> Callable[[], Tensor]:
+    """hidden [R, H]."""
+    kernels = case.model.norm.kernels
+    assert isinstance(kernels, CudaKernels)
+
+    def step() -> Tensor:
+        kernels.begin_step(case.batch)
+        return case.model(case.token_ids, case.batch, case.cache)
+
+    return step
+
+
+def fused(case: Case, decode: FusedDecode) -> Callable[[], Tensor]:
+    return lambda: decode(case.token_ids, case.batch, case.cache)
+
+
+def with_sampling(case: Case, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The whole step: logits and a greedy token for each row."""
+    rows, vocab = len(case.token_ids), case.model.config.vocab_size
+    space = SamplingSpace(rows, vocab, torch.device(DEVICE))
+    zeros = torch.zeros(rows, device=DEVICE)
+    asked = RowParameters(
+        zeros, zeros, torch.full((rows,), vocab, dtype=torch.int32, device=DEVICE),
+        torch.full((rows,), float("inf"), dtype=torch.float64, device=DEVICE), zeros.long(), zeros.long(),
+    )  # fmt: skip
+    model = case.model
+
+    def whole() -> Tensor:
+        return sample(model.logits(step()), asked, space, truncated=False)[0]
+
+    return whole

@@ -1,0 +1,101 @@
+"""How the fused decode kernels cut their work: tile values, and which to use for a product. Launches nothing.
+
+`fused_table.py` holds what was measured inside a whole step's graph: the best tile there is not the best tile alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from shoal_engine.kernels.fused_table import TABLE
+from shoal_engine.kernels.interface import HeadLayout
+
+
+@dataclass(frozen=True, slots=True)
+class GemvTile:
+    """A program has `warps` warps with row_steps weight rows each; a step of K is `segments` 16-byte loads of a thread.
+
+    early: the next kernel may start with this one, not after it.
+    """
+
+    row_steps: int = 1
+    segments: int = 4
+    warps: int = 4
+    early: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTile:
+    """block_n weight rows by block_k of K at a time; `parts` programs share a tile's K, the last adds their sums up.
+
+    fold: warp groups that share block_k within a program (1: tensor cores of the whole program on one tile);
+    head: tiles (1 or 2) that are loaded before the wait; stages: loads in flight in the loop over the rest.
+    early: the next kernel may start with this one, not after its main loop.
+    """
+
+    block_n: int = 64
+    block_k: int = 128
+    parts: int = 1
+    fold: int = 1
+    warps: int = 4
+    stages: int = 4
+    head: int = 1
+    early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """programs: workers times key/value heads, about; early: as in the products."""
+
+    tile_tokens: int = 64
+    warps: int = 4
+    programs: int = 256
+    early: bool = True
+
+    def workers(self, layout: HeadLayout) -> int:
+        return max(1, self.programs // layout.num_kv_heads)
+
+    def max_pieces(self, layout: HeadLayout) -> int:
+        """More pieces mean more parallelism for a single long request, and a longer merge."""
+        return max(32, min(128, 1 << (256 // layout.num_kv_heads - 1).bit_length()))
+
+
+ROW_BLOCKS = (8, 16, 32, 64)  # rows of a product on tensor cores
+MAX_ROWS = ROW_BLOCKS[-1]
+_PROGRAMS = 264  # two for each processor of an H200
+
+
+@functools.cache
+def gemv_tile(n: int, k: int) -> GemvTile:
+    """For one row and a weight [n, k] as it lies in memory."""
+    tuned = TABLE.get((n, k, 1))
+    if tuned is not None:
+        return GemvTile(*tuned)  # type: ignore[arg-type]
+    return GemvTile(1 if n <= 2048 else 2, 4 if k < 4096 else 8, 4)
+
+
+@functools.cache
+def product_tile(n: int, k: int, rows: int) -> ProductTile:
+    """For 2..MAX_ROWS rows and a weight [n, k] as it lies in memory."""
+    tuned = TABLE.get((n, k, row_block(rows)))
+    if tuned is not None:
+        return ProductTile(*tuned)  # type: ignore[arg-type]
+    block_k = 256 if k <= 4096 and n * k <= 2**23 else 128
+    tiles, parts = -(-n // 64), 1
+    while tiles * parts < _PROGRAMS // 2 and k // (block_k * parts * 2) >= 1:
+        parts *= 2
+    return ProductTile(64, block_k, parts, 1, 4, 4, 1, False)
+
+
+def row_block(rows: int) -> int:
+    return next(block for block in ROW_BLOCKS if rows <= block)
+
+
+@functools.cache
+def attention_tile(num_kv_heads: int, head_dim: int, rows: int) -> AttentionTile:
+    """Few idle workers at one row, where each costs a launch; enough for every tile of 16 rows."""
+    tuned = TABLE.get((num_kv_heads, head_dim, -row_block(rows) if rows > 1 else -1))
+    if tuned is not None:
+        return AttentionTile(*tuned)  # type: ignore[arg-type]
+    return AttentionTile(64 if head_dim <= 128 else 32, 4, 256 if rows == 1 else 1056, rows == 1)

@@ -1,0 +1,235 @@
+"""Decode attention straight from a row of QKV: head norm, rotation, write of the new token, and the walk over its tiles.
+
+The work is dealt by the plan of `triton_decode_plan.py`, and cut requests are merged as in `triton_decode.py`. Unlike
+there, the new token never passes through the cache: the worker that has a request's last tile starts its sums with it and
+writes it. What is constant in the step, the first tile of keys and values included, is loaded before the wait for QKV.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shoal_engine.kernels.fused_tiles import AttentionTile
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.triton_decode import LOG2_E, MERGED_ELEMENTS, DecodeWorkspace, _merge_pieces
+from shoal_engine.kernels.triton_decode_plan import DecodePlan
+from shoal_engine.kernels.triton_fused_heads import rotated_heads, rotation
+from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options, trigger, wait
+from shoal_engine.kernels.triton_jit import jit, jit_once
+
+_WIDEN = tl.constexpr(INTERPRETED)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadInput:
+    """How QKV becomes heads: rope_table [positions, D] float32; q_gain, k_gain [D] of the head norms, or None; their eps."""
+
+    rope_table: Tensor
+    q_gain: Tensor | None = None
+    k_gain: Tensor | None = None
+    eps: float = 1e-6
+
+
+@jit
+def _tile(  # type: ignore[no-untyped-def]
+    side, table, begin, from_token, to_token, block_stride, head_dim: tl.constexpr, block_tokens: tl.constexpr,
+    dim_block: tl.constexpr, tile_tokens: tl.constexpr,
+):  # fmt: skip
+    """Keys or values [tile_tokens, D] from token `begin`; zero outside from_token..to_token."""
+    dims, token = tl.arange(0, dim_block), begin + tl.arange(0, tile_tokens)
+    visible = (token >= from_token) & (token < to_token)
+    if block_tokens % tile_tokens == 0:
+        page = tl.load(table + begin // block_tokens, mask=begin < to_token, other=0).to(tl.int64)
+    else:
+        page = tl.load(table + token // block_tokens, mask=visible, other=0).to(tl.int64)
+    at = side + (page * block_stride + (token % block_tokens) * head_dim)[:, None] + dims[None, :]
+    return tl.load(at, mask=visible[:, None] & (dims < head_dim)[None, :], other=0.0)
+
+
+@jit
+def _scores(queries, key, visible, scale_log2, precision: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[rows, tile_tokens], in units of log 2; -inf where hidden."""
+    if _WIDEN:
+        scores = tl.dot(queries.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
+    else:
+        scores = tl.dot(queries, tl.trans(key), input_precision=precision)
+    return tl.where(visible[None, :], scores * scale_log2, float("-inf"))
+
+
+@jit
+def _weighted(shares, value, precision: tl.constexpr):  # type: ignore[no-untyped-def]
+    if _WIDEN:
+        return tl.dot(shares.to(value.dtype).to(tl.float32), value.to(tl.float32), input_precision="ieee")
+    return tl.dot(shares.to(value.dtype), value, input_precision=precision)
+
+
+@jit
+def _span(starts, context_lens, request, tile, last_tile, window, tile_tokens: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a worker that stands at `tile`: where its part of `request` ends, and which cached tokens that part is.
+
+    from_token may lie before first_visible, inside the same tile. Past the worker's last tile there are no tokens.
+    """
+    live = tile < last_tile
+    start = tl.load(starts + request, mask=live, other=0)
+    end = tl.load(starts + request + 1, mask=live, other=0)
+    length = tl.load(context_lens + request, mask=live, other=0)
+    stop = tl.minimum(last_tile, end)
+    first_visible = tl.maximum(length - window, 0)
+    from_token = (first_visible // tile_tokens + tile - start) * tile_tokens
+    to_token = tl.minimum(
+        from_token + (stop - tile) * tile_tokens, length - 1
+    )  # the new one is not cached yet
+    return start, end, stop, length, first_visible, from_token, to_token
+
+
+@jit_once("table_stride", "window", "num_requests")
+def _fused_attention_kernel(  # type: ignore[no-untyped-def]
+    qkv, cache, tables, context_lens, positions, slots, rope_table, q_gain, k_gain, line, piece_sums, piece_stats,
+    arrivals, out, block_stride, table_stride, num_requests, scale_log2, window, eps,
+    workers: tl.constexpr, num_kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
+    block_tokens: tl.constexpr, row_block: tl.constexpr, group_block: tl.constexpr, dim_block: tl.constexpr,
+    tile_tokens: tl.constexpr, max_pieces: tl.constexpr, piece_block: tl.constexpr, has_norm: tl.constexpr,
+    early: tl.constexpr, overlap: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    if early:
+        trigger(overlap)
+    head, worker = tl.program_id(0), tl.program_id(1)
+    share, first_request = tl.load(line), tl.load(line + 2 + worker)
+    tile = worker * share
+    last_tile = tl.minimum(tile + share, tl.load(line + 1))
+    starts = line + 2 + workers
+    # The worker after begins where this one ends, perhaps inside the same request.
+    bound = tl.load(line + 3 + worker, mask=worker + 1 < workers, other=0)
+    bound += (tl.load(starts + bound) < last_tile).to(tl.int32)
+    bound = tl.where(worker + 1 < workers, bound, num_requests)
+    side_stride: tl.constexpr = num_kv_heads * block_tokens * head_dim
+    qkv_heads: tl.constexpr = (group + 2) * num_kv_heads
+    rows, dims = tl.arange(0, row_block), tl.arange(0, dim_block)
+    there = dims < head_dim
+    kept = (rows < group)[:, None] & there[None, :]
+    place = rows[:, None] * head_dim + dims[None, :]
+    keys = cache + head * (block_tokens * head_dim)
+    values = keys + side_stride
+    table = tables + first_request.to(tl.int64) * table_stride
+    start, end, stop, length, first_visible, from_token, to_token = _span(
+        starts, context_lens, first_request, tile, last_tile, window, tile_tokens
+    )
+    live = tile < last_tile
+    cos, sin = rotation(rope_table, tl.load(positions + first_request, mask=live, other=0), dims, head_dim)
+    slot = tl.load(slots + first_request, mask=live, other=-1)
+    key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens, dim_block,
+                tile_tokens)  # fmt: skip
+    value = _tile(values, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
+                  dim_block, tile_tokens)  # fmt: skip
+    wait(overlap)
+    request = first_request
+    for _ in range(first_request, bound):
+        row = qkv + request.to(tl.int64) * (qkv_heads * head_dim)
+        queries = rotated_heads(row + (head * group + rows)[:, None] * head_dim, q_gain, cos, sin, dims, kept, eps,
+                                head_dim, has_norm)  # fmt: skip
+        sums = tl.zeros((row_block, dim_block), tl.float32)
+        top = tl.full((row_block,), float("-inf"), tl.float32)
+        weight = tl.zeros((row_block,), tl.float32)
+        if (stop == end) & (length > 0):
+            k_head = row + (num_kv_heads * group + head + tl.arange(0, 1))[:, None] * head_dim
+            new_key = rotated_heads(k_head, k_gain, cos, sin, dims, there[None, :], eps, head_dim, has_norm)  # fmt: skip
+            new_value = tl.load(
+                k_head + num_kv_heads * head_dim + dims[None, :], mask=there[None, :], other=0.0
+            )
+            if slot >= 0:
+                stored = (
+                    keys
+                    + (slot // block_tokens) * block_stride
+                    + (slot % block_tokens) * head_dim
+                    + dims[None, :]
+                )
+                tl.store(stored, new_key, mask=there[None, :])
+                tl.store(stored + side_stride, new_value, mask=there[None, :])
+            top = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32), 1) * scale_log2
+            weight += 1.0
+            sums += new_value.to(tl.float32)
+        for begin in range(from_token, to_token, tile_tokens):
+            # A tile's registers are free once tensor cores have it in shared memory: the next one is then loaded.
+            token, following = begin + tl.arange(0, tile_tokens), begin + tile_tokens
+            visible = (token >= first_visible) & (token < to_token)
+            scores = _scores(queries, key, visible, scale_log2, precision)
+            key = _tile(keys, table, following, first_visible, to_token, block_stride, head_dim, block_tokens,
+                        dim_block, tile_tokens)  # fmt: skip
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # nothing visible yet
+            shares, fade = tl.exp2(scores - shift[:, None]), tl.exp2(top - shift)
+            weight = weight * fade + tl.sum(shares, 1)
+            sums = sums * fade[:, None] + _weighted(shares, value, precision)
+            value = _tile(values, table, following, first_visible, to_token, block_stride, head_dim, block_tokens,
+                          dim_block, tile_tokens)  # fmt: skip
+            top = new_top
+        target = out + (request.to(tl.int64) * num_kv_heads + head) * (group * head_dim)
+        first_worker = start // share
+        pieces = (end - 1) // share - first_worker + 1
+        if pieces == 1:
+            result = sums / tl.where(weight == 0.0, 1.0, weight)[:, None]
+            tl.store(target + place, result.to(out.dtype.element_ty), mask=kept)
+        else:
+            piece = (2 * worker + (worker == first_worker)) * num_kv_heads + head
+            tl.store(piece_sums + piece * (group * head_dim) + place, sums, mask=kept)
+            stats = piece_stats + piece * (2 * group) + rows
+            tl.store(stats, top, mask=rows < group)
+            tl.store(stats + group, weight, mask=rows < group)
+            tl.debug_barrier()  # all threads' stores come before the one thread's release below
+            counter = arrivals + first_worker * num_kv_heads + head
+            if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == pieces - 1:
+                _merge_pieces(piece_sums, piece_stats, first_worker, pieces, head, target, num_kv_heads, group,
+                              head_dim, group_block, dim_block, max_pieces, piece_block)  # fmt: skip
+                tl.store(counter, 0)
+        tile = stop
+        request += 1
+        live = tile < last_tile
+        table += table_stride
+        start, end, stop, length, first_visible, from_token, to_token = _span(
+            starts, context_lens, request, tile, last_tile, window, tile_tokens
+        )
+        cos, sin = rotation(rope_table, tl.load(positions + request, mask=live, other=0), dims, head_dim)
+        slot = tl.load(slots + request, mask=live, other=-1)
+        key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens, dim_block,
+                    tile_tokens)  # fmt: skip
+        value = _tile(values, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
+                      dim_block, tile_tokens)  # fmt: skip
+    if not early:
+        trigger(overlap)
+
+
+def attend_rows(
+    qkv: Tensor,
+    layout: HeadLayout,
+    batch: AttentionBatch,
+    cache: Tensor,
+    scale: AttentionScale,
+    heads: HeadInput,
+    plan: DecodePlan,
+    workspace: DecodeWorkspace,
+    tile: AttentionTile,
+    out: Tensor,
+    overlap: bool,
+) -> None:
+    """out [R, num_heads * D] of qkv [R, qkv_size], a token each; its keys and values go to `cache` at batch.slots."""
+    group = layout.num_heads // layout.num_kv_heads
+    group_block, dim_block = triton.next_power_of_2(group), max(16, triton.next_power_of_2(layout.head_dim))
+    has_norm = heads.q_gain is not None
+    _fused_attention_kernel[(layout.num_kv_heads, plan.workers)](
+        qkv, cache, batch.tables, batch.context_lens, batch.positions, batch.slots, heads.rope_table,
+        heads.q_gain if has_norm else qkv, heads.k_gain if has_norm else qkv, plan.line, workspace.sums,
+        workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0), batch.num_requests,
+        scale.scale * LOG2_E,
+        scale.window or 2**30, heads.eps,
+        workers=plan.workers, num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
+        block_tokens=batch.block_tokens, row_block=max(16, group_block), group_block=group_block,
+        dim_block=dim_block, tile_tokens=plan.tile_tokens, max_pieces=plan.max_pieces,
+        piece_block=max(1, min(plan.max_pieces, MERGED_ELEMENTS // (group_block * dim_block))),
+        has_norm=has_norm, early=tile.early, overlap=overlap,
+        precision="ieee" if qkv.element_size() == 4 else "tf32",
+        num_warps=tile.warps, num_stages=1, **launch_options(overlap),
+    )  # fmt: skip

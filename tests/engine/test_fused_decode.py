@@ -1,0 +1,125 @@
+"""A fused decode step in Triton's interpreter equals the model's own step with the torch twins, state and all."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal_engine.config import ModelConfig
+from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
+from shoal_engine.kernels.fused_tiles import AttentionTile, GemvTile, ProductTile
+from shoal_engine.kernels.interface import HeadLayout
+from shoal_engine.kernels.reference import ReferenceKernels
+from shoal_engine.layers.linear import Linear
+from shoal_engine.layers.products import DenseProduct
+from shoal_engine.models.llama import Llama
+from shoal_engine.weights import RandomWeights
+from tests.engine.kernels.paged_batches import attention_batch, filled_cache, poison_outputs, without_padding
+
+SMALL = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=50,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=96,
+    max_position_embeddings=512,
+)
+ODD = replace(SMALL, hidden_size=72, num_heads=3, num_kv_heads=1, head_dim=24, intermediate_size=100)
+CONFIGS = {
+    "llama": SMALL,
+    "qwen3": replace(SMALL, qk_norm=True, tie_embeddings=True, head_dim=32),
+    "qwen2": replace(SMALL, qkv_bias=True),
+    "odd": replace(ODD, qk_norm=True, qkv_bias=True),
+    "sliding": replace(SMALL, sliding_window=20, sliding_layers=(1,)),
+}
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # the interpreter truncates to bfloat16
+BLOCK_TOKENS = 16
+GEMV = GemvTile(row_steps=4, segments=1, warps=4)
+PRODUCT = ProductTile(block_n=32, block_k=64, parts=1)
+
+
+class PlainWeights(RandomWeights):
+    """Gains that differ from one another, and matrices as a GPU keeps them."""
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        values = torch.randn(shape, generator=self._generator)
+        if name.endswith("norm.weight"):
+            return (1.0 + 0.3 * values).to(self._dtype)
+        return (values * 0.2).to(self._dtype)
+
+    def linear(
+        self, names: Sequence[str], in_features: int, out_sizes: Sequence[int], *, bias: bool = False
+    ) -> Linear:
+        weight = torch.cat(
+            [self.take(f"{n}.weight", o, in_features) for n, o in zip(names, out_sizes, strict=True)]
+        )
+        return Linear(DenseProduct(weight, self.take("bias", len(weight)) if bias else None))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    poison_outputs(monkeypatch)
+
+
+def build(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Llama:
+    return Llama(config, PlainWeights(dtype, torch.device("cpu")), ReferenceKernels(), 512)
+
+
+def fuse(
+    model: Llama, rows: int, product: ProductTile = PRODUCT, gemv: GemvTile = GEMV, workers: int = 3
+) -> FusedDecode:
+    """With small tiles, so that few programs run: the interpreter takes milliseconds for each."""
+    fused = FusedDecode(model, rows)
+    attention = AttentionTile(16, 4, workers * model.config.num_kv_heads)
+    fused.use(rows, RowTiles(*[gemv] * 4) if rows == 1 else RowsTiles(*[product] * 4), attention)
+    return fused
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def check(model: Llama, fused: FusedDecode, contexts: Sequence[int], steps: int = 1) -> None:
+    """Every step's hidden states and what it left in the cache. Padding rows stand last and change nothing."""
+    config, dtype = model.config, model.embedding.dtype
+    layout = HeadLayout(config.num_heads, config.num_kv_heads, config.head_dim)
+    for _ in range(steps):  # a second finds the counters back at zero
+        batch, num_blocks = attention_batch([1] * len(contexts), contexts, BLOCK_TOKENS)
+        cache = torch.stack([filled_cache(batch, num_blocks, layout, dtype) for _ in model.blocks])
+        new = batch.slots[batch.slots >= 0]
+        cache[:, new // BLOCK_TOKENS, :, :, new % BLOCK_TOKENS] = float("nan")  # not written yet
+        twin_cache, real = cache.clone(), without_padding(batch)
+        token_ids = torch.randint(0, config.vocab_size, (len(contexts),))
+        rows = real.num_requests
+        real = replace(real, slots=real.slots[:rows], positions=real.positions[:rows])
+        want = model(token_ids[:rows], real, twin_cache)
+        got = fused(token_ids, batch, cache)
+        assert got.dtype == dtype
+        assert relative_error(got[:rows], want) <= TOLERANCE[dtype]
+        assert torch.equal(cache.isnan(), twin_cache.isnan()), "only the new tokens are written"
+        assert relative_error(cache.nan_to_num(0.0), twin_cache.nan_to_num(0.0)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("contexts", [[40], [33, 17, 1], [50, 0]], ids=str)
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_step_equals_the_models(name: str, contexts: list[int]) -> None:
+    model = build(CONFIGS[name])
+    check(model, fuse(model, len(contexts)), contexts)
+
+
+@pytest.mark.parametrize("contexts", [[18], [33, 2]], ids=str)
+def test_bfloat16(contexts: list[int]) -> None:
+    model = build(CONFIGS["qwen3"], torch.bfloat16)
+    check(model, fuse(model, len(contexts)), contexts)
