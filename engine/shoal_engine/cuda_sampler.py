@@ -21,8 +21,8 @@ from shoal_engine.logprobs import RankedLogprobs, ranked_logprobs
 from shoal_engine.sampler import Sampled, Sampler
 from shoal_engine.sampling_batch import penalties_of
 from shoal_engine.sampling_rows import GREEDY, TRUNCATED
+from shoal_engine.staging import Staging
 from shoal_engine.token_history import Penalties
-from shoal_engine.upload import Upload
 
 Values = NDArray[Any]  # of sampling_rows
 
@@ -60,7 +60,18 @@ class CudaSampler(Sampler):
 
     def __init__(self, vocab_size: int, device: torch.device, seed: int | None, max_rows: int) -> None:
         super().__init__(vocab_size, device, seed)
-        self._upload = Upload(device)
+        self._asked = Staging(
+            {
+                "temperature": (np.float32, max_rows),
+                "min_p": (np.float32, max_rows),
+                "top_k": (np.int32, max_rows),
+                "top_p": (np.float64, max_rows),
+                "keys": (np.int64, max_rows),
+                "positions": (np.int64, max_rows),
+            },
+            device,
+        )
+        self._parameters = RowParameters(**self._asked.device)
         self._space = SamplingSpace(max_rows, vocab_size, device)
         self._composition: _Composition | None = None
 
@@ -102,7 +113,8 @@ class CudaSampler(Sampler):
         )
 
     def _choose_rows(self, logits: Tensor, one: _Composition, values: Values) -> tuple[Tensor, Tensor]:
-        parameters = RowParameters(*self._upload.send(row_parameters(values)))
+        self._ask(values)
+        parameters = self._parameters
         if one.edits is None and one.penalties is None:
             return sample(logits, parameters, self._space, one.truncated)
         edited = logits.to(torch.float32, copy=True)
@@ -113,17 +125,21 @@ class CudaSampler(Sampler):
         token_ids, ok = sample(edited, parameters, self._space, one.truncated)
         return token_ids, ok * logits.amax(1).isfinite()  # an edit may have covered what was not
 
-
-def row_parameters(values: Values) -> tuple[NDArray[Any], ...]:
-    """The fields of `RowParameters` for these rows, in its order and types."""
-    return (
-        np.where(values["kind"] == GREEDY, np.float32(0.0), values["temperature"]),
-        np.ascontiguousarray(values["min_p"]),
-        values["top_k"].astype(np.int32),
-        np.ascontiguousarray(values["top_p"]),
-        np.ascontiguousarray(values["key"]).view(np.int64),
-        np.ascontiguousarray(values["position"]),
-    )
+    def _ask(self, values: Values) -> None:
+        """Send what these rows ask for."""
+        arrays, rows = self._asked.begin(), len(values)
+        arrays["temperature"][:rows] = np.where(
+            values["kind"] == GREEDY, np.float32(0.0), values["temperature"]
+        )
+        arrays["keys"][:rows] = values["key"].view(np.int64)
+        for name, field in (
+            ("min_p", "min_p"),
+            ("top_k", "top_k"),
+            ("top_p", "top_p"),
+            ("positions", "position"),
+        ):
+            arrays[name][:rows] = values[field]
+        self._asked.send("positions", rows)
 
 
 def _download(

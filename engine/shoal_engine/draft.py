@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from shoal_engine.admission import exhausted
 from shoal_engine.limits import UNLIMITED, SchedulerLimits
 from shoal_engine.plan import Chunk
@@ -75,8 +77,9 @@ class Draft:
         if self._decodes:
             self._budget = limits.guarded_budget(self._budget, self._prefill_tokens_per_s)
         seats = 0 if self._short else max(0, limits.max_num_seqs - len(self._queues.running))
-        num_prefills = len(behind) + min(seats, len(self._queues.waiting))
-        share = limits.max_chunk_tokens(self._budget, num_prefills)
+        known = [*behind, *islice(self._queues.waiting, seats)]
+        remaining = [len(request.token_ids) - request.num_computed_tokens for request in known]
+        share = limits.max_chunk_tokens(self._budget, remaining)
         self._chunk_limit = min(share, self._tables.max_chunk_tokens)
 
     def _continue_prompts(self, behind: list[Request]) -> None:

@@ -223,6 +223,7 @@ class Engine:
             culprits[culprit.id] = EngineError(
                 "computing this request failed twice; it was given up, others go on"
             )
+        self.runner.give_back_memory()
         self._set_budget(max(1, self.scheduler.limits.max_num_batched_tokens // 2))
         ended = self.scheduler.fail(plan, culprits)
         for chunk in plan.chunks:

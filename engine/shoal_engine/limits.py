@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_GUARDED_TOKENS = 64  # prefill goes on, slowly, even when decoding alone takes longer than the target
@@ -58,14 +59,19 @@ class SchedulerLimits:
         room_blocks = max(least_blocks, capacity_blocks // 2)
         return min(self.max_num_batched_tokens, (room_blocks - 1) * self.block_tokens - seen_tokens)
 
-    def max_chunk_tokens(self, budget: int, num_prefills: int) -> int:
-        """Most tokens of one prompt in a step with `budget` tokens for `num_prefills` requests."""
+    def max_chunk_tokens(self, budget: int, remaining: Sequence[int]) -> int:
+        """Most tokens of one prompt in a step with `budget` tokens, for requests that have `remaining` tokens to go.
+
+        Sharing the budget keeps a long prompt from holding up short ones behind it. Where a share completes nobody's
+        prompt it would only make all of them late: then they are computed one after another.
+        """
         threshold = self.long_prefill_token_threshold
         if threshold is not None:
             return threshold or UNLIMITED
-        if num_prefills <= 1:
+        if len(remaining) <= 1:
             return UNLIMITED
-        return max(self.min_shared_chunk, budget // num_prefills)
+        share = max(self.min_shared_chunk, budget // len(remaining))
+        return share if min(remaining) <= share else UNLIMITED
 
     def guarded_budget(self, budget: int, prefill_tokens_per_s: float | None) -> int:
         """What of `budget` prefill may take beside decodes, for these to come within `target_step_s`."""

@@ -28,6 +28,8 @@ Progress = Callable[[Loading], None]
 
 # Further requests get 429 at once: at this depth a wait is longer than clients have patience.
 QUEUED_PER_SEAT = 16
+# Fair shares of a step smaller than this, or than a quarter of it, would only cut prompts into more pieces.
+MIN_SHARED_CHUNK = 512
 WARMUP_ID = "warmup"
 
 
@@ -123,9 +125,11 @@ def _engine(
 
 def _limits(options: ModelOptions, config: ModelConfig, backend: Backend) -> SchedulerLimits:
     max_num_seqs = options.max_num_seqs or backend.defaults.max_num_seqs
+    max_num_batched_tokens = options.max_num_batched_tokens or backend.defaults.max_num_batched_tokens
     return SchedulerLimits(
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens or backend.defaults.max_num_batched_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
+        min_shared_chunk=max(MIN_SHARED_CHUNK, max_num_batched_tokens // 4),
         max_model_len=_max_model_len(options, config),
         block_tokens=options.block_size,
         max_num_queued_reqs=_first_given(options.max_num_queued_reqs, QUEUED_PER_SEAT * max_num_seqs),

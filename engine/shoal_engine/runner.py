@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal_engine.batch import BatchBuilder, HostBatch
@@ -69,17 +71,11 @@ class Runner:
         """Forget requests that have ended."""
         self._builder.release(request_ids)
 
+    def give_back_memory(self) -> None:
+        """Free what is kept for speed alone, after a step that ran out of memory. A CPU's allocator keeps nothing."""
+
     def _compute(self, host: HostBatch) -> Computed:
-        arrays = (
-            host.token_ids,
-            host.sample_rows,
-            host.query_start,
-            host.context_lens,
-            host.tables,
-            host.slots,
-            host.positions,
-        )
-        return self._forward(host, [torch.from_numpy(array) for array in arrays])
+        return self._forward(host, [torch.from_numpy(array) for array in arrays_of(host)])
 
     def _forward(self, host: HostBatch, tensors: Sequence[Tensor]) -> Computed:
         token_ids, sample_rows, query_start, context_lens, tables, slots, positions = tensors
@@ -97,6 +93,19 @@ class Runner:
             block_tokens=host.block_tokens,
         )
         return Computed(self.model(token_ids, attention, self.cache), sample_rows)
+
+
+def arrays_of(host: HostBatch) -> tuple[NDArray[Any], ...]:
+    """What the device is to read of a step, in the order that `_forward` takes it."""
+    return (
+        host.token_ids,
+        host.sample_rows,
+        host.query_start,
+        host.context_lens,
+        host.tables,
+        host.slots,
+        host.positions,
+    )
 
 
 def empty_cache(layout: CacheLayout, num_blocks: int, place: Placement) -> Tensor:

@@ -1,4 +1,4 @@
-"""Send small arrays from the host to the GPU, many in one copy, without waiting. Knows nothing of what they mean."""
+"""Send arrays of any sizes from the host to the GPU, many in one copy, without waiting. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGN_BYTES = 16
-NUM_BUFFERS = 4  # copies that may be under way at once; a step makes two
+NUM_BUFFERS = 4  # copies that may be under way at once; a step makes one, and two steps are in flight
 FIRST_BYTES = 1 << 16
 
 
@@ -20,44 +20,39 @@ class Upload:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._buffers = [_pinned(FIRST_BYTES) for _ in range(NUM_BUFFERS)]
+        self._buffers = [pinned(FIRST_BYTES) for _ in range(NUM_BUFFERS)]
         self._copied = [torch.cuda.Event() for _ in range(NUM_BUFFERS)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
-    def send(self, arrays: Sequence[NDArray[Any]], into: Tensor | None = None) -> list[Tensor]:
-        """Each array as a tensor of its shape and type on the device, all in one allocation or in `into` (uint8)."""
-        offsets, num_bytes = layout([array.nbytes for array in arrays])
+    def send(self, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
+        """Each array as a tensor of its shape and type on the device."""
+        offsets, num_bytes = [], 0
+        for array in arrays:
+            offsets.append(num_bytes)
+            num_bytes += -(-array.nbytes // ALIGN_BYTES) * ALIGN_BYTES
         self._turn = (self._turn + 1) % NUM_BUFFERS
         copied = self._copied[self._turn]
         copied.synchronize()
         if num_bytes > self._buffers[self._turn].numel():
-            self._buffers[self._turn] = _pinned(max(num_bytes, 2 * self._buffers[self._turn].numel()))
+            self._buffers[self._turn] = pinned(max(num_bytes, 2 * self._buffers[self._turn].numel()))
         buffer = self._buffers[self._turn]
         view = buffer.numpy()
         for array, offset in zip(arrays, offsets, strict=True):
             target = view[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
             np.copyto(target, array)
-        if into is None:
-            into = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        into[:num_bytes].copy_(buffer[:num_bytes], non_blocking=True)
+        there = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        there.copy_(buffer[:num_bytes], non_blocking=True)
         copied.record()
-        return [
-            _typed(into, offset, array.dtype, array.shape)
-            for array, offset in zip(arrays, offsets, strict=True)
-        ]
+        return [_typed(there, offset, array) for array, offset in zip(arrays, offsets, strict=True)]
 
 
-def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where pieces of these sizes begin in one buffer, and how large it is. All in bytes."""
-    offsets, at = [], 0
-    for size in sizes:
-        offsets.append(at)
-        at += -(-size // ALIGN_BYTES) * ALIGN_BYTES
-    return offsets, at
-
-
-def _pinned(num_bytes: int) -> Tensor:
+def pinned(num_bytes: int) -> Tensor:
+    """uint8 that the GPU copies from by itself."""
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return _DTYPES[dtype]
 
 
 _DTYPES = {
@@ -68,6 +63,5 @@ _DTYPES = {
 }
 
 
-def _typed(buffer: Tensor, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensor:
-    count = int(np.prod(shape))
-    return buffer[offset : offset + count * dtype.itemsize].view(_DTYPES[dtype]).view(shape)
+def _typed(buffer: Tensor, offset: int, array: NDArray[Any]) -> Tensor:
+    return buffer[offset : offset + array.nbytes].view(_DTYPES[array.dtype]).view(array.shape)

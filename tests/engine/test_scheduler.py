@@ -10,7 +10,7 @@ import pytest
 
 from shoal_engine.blocks import BlockPool
 from shoal_engine.errors import ContextTooLong, EngineError, InvalidRequest, KVCacheExhausted, QueueFull
-from shoal_engine.limits import SchedulerLimits
+from shoal_engine.limits import UNLIMITED, SchedulerLimits
 from shoal_engine.messages import Submit
 from shoal_engine.plan import Committed, Plan
 from shoal_engine.request import Request, Status
@@ -618,7 +618,7 @@ def test_what_fair_shares_leave_over_is_used() -> None:
 
 @pytest.mark.parametrize(
     ("threshold", "first", "second"),
-    [(None, 512, 512), (0, 1024, 0), (100, 100, 100)],
+    [(None, 1024, 0), (0, 1024, 0), (100, 100, 100)],
 )
 def test_the_prefill_threshold_adapts_is_off_or_is_fixed(
     threshold: int | None, first: int, second: int
@@ -633,6 +633,21 @@ def test_the_prefill_threshold_adapts_is_off_or_is_fixed(
     s.add(request("b", 2000))
     plan, _ = step(s)
     assert [count for _, _, count in chunks(plan)] == [count for count in (first, second) if count]
+
+
+@pytest.mark.parametrize(
+    ("remaining", "most"),
+    [
+        ([9000], UNLIMITED),
+        ([9000, 9000, 9000], UNLIMITED),  # a share completes nobody: one after another
+        ([9000, 100, 9000], 2730),
+        ([100, 9000], 4096),
+        ([300] * 64, 512),
+    ],
+)
+def test_a_step_is_shared_where_that_completes_a_short_prompt(remaining: list[int], most: int) -> None:
+    limits = SchedulerLimits(max_model_len=10_000, max_num_batched_tokens=8192)
+    assert limits.max_chunk_tokens(8192, remaining) == most
 
 
 def test_prefill_beside_decodes_shrinks_to_the_target_step_time() -> None:

@@ -11,6 +11,7 @@ import triton.language as tl
 from shoal_engine.kernels.triton_jit import jit
 
 FOLD = 128
+MANY_ROWS = 16
 
 
 @jit
@@ -22,26 +23,44 @@ def token_id(column, step, columns, fold: tl.constexpr):  # type: ignore[no-unty
 @jit
 def fold_columns(  # type: ignore[no-untyped-def]
     logits, temperature, maxima, masses, vocab, columns, width, stride,
-    fold: tl.constexpr, block: tl.constexpr,
+    fold: tl.constexpr, block: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Program (r, i): columns i*block.. of row r of logits [R, V] -> maxima, masses [R, width] float32.
 
     A mass is relative to its column's maximum, at the row's temperature; of a greedy row (temperature 0) `masses` holds
-    which token of the column is the first maximum. A NaN counts as +Inf, which marks the row as not ok.
+    which token of the column is the first maximum. A NaN counts as +Inf, which marks the row as not ok. Reads `chunk`
+    tokens of a column at a time: all for few rows, which wait for one round trip; a few for many rows, which stream.
     """
     row = tl.program_id(0)
-    column = tl.program_id(1) * block + tl.arange(0, block)
-    step = tl.arange(0, fold)
-    ids = token_id(column[None, :], step[:, None], columns, fold)
-    there = (column < width)[None, :] & (ids < vocab)
-    x = tl.load(logits + row.to(tl.int64) * stride + ids, mask=there, other=float("-inf")).to(tl.float32)
-    x = tl.where(x == x, x, float("inf"))
-    top = tl.max(x, 0)
+    first_column = tl.program_id(1) * block
+    column = first_column + tl.arange(0, block)
+    logits_row = logits + row.to(tl.int64) * stride
     heat = tl.load(temperature + row)
-    if heat > 0.0:
-        base = tl.where(tl.abs(top) == float("inf"), 0.0, top)
-        mass = tl.sum(tl.exp((x - base[None, :]) * (1.0 / heat)), 0)
-    else:
-        mass = tl.min(tl.where(x == top[None, :], step[:, None], fold), 0).to(tl.float32)
+    top = tl.full((block,), float("-inf"), tl.float32)
+    mass = tl.zeros((block,), tl.float32)
+    for begin in range(0, fold, chunk):
+        step = begin + tl.arange(0, chunk)
+        if first_column + block <= columns:
+            x = tl.load(logits_row + column[None, :] + step[:, None] * columns).to(tl.float32)
+        else:
+            ids = token_id(column[None, :], step[:, None], columns, fold)
+            there = (column < width)[None, :] & (ids < vocab)
+            x = tl.load(logits_row + ids, mask=there, other=float("-inf")).to(tl.float32)
+        x = tl.where(x == x, x, float("inf"))
+        high = tl.max(x, 0)
+        if heat > 0.0:
+            scale = 1.4426950408889634 / heat
+            high = tl.maximum(top, high)
+            base = tl.where(tl.abs(high) == float("inf"), 0.0, high)
+            mass = mass * tl.exp2((top - base) * scale) + tl.sum(tl.exp2((x - base[None, :]) * scale), 0)
+        else:
+            first = tl.min(tl.where(x == high[None, :], step[:, None], fold), 0).to(tl.float32)
+            mass = tl.where(high > top, first, mass)
+        top = tl.maximum(top, high)
     tl.store(maxima + row * width + column, top, mask=column < width)
     tl.store(masses + row * width + column, mass, mask=column < width)
+
+
+def columns_tile(rows: int) -> tuple[int, int, int]:
+    """block, chunk and warps of `fold_columns` for this many rows."""
+    return (32, FOLD, 8) if rows < MANY_ROWS else (256, 8, 4)

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from shoal_engine.kernels.triton_choice import choose
-from shoal_engine.kernels.triton_columns import FOLD, fold_columns
+from shoal_engine.kernels.triton_columns import FOLD, columns_tile, fold_columns
 from shoal_engine.kernels.triton_deep import choose_deep
 from shoal_engine.kernels.triton_truncated import (
     MAX_CANDIDATES,
@@ -62,12 +62,12 @@ class SamplingSpace:
 
 
 def sample(
-    logits: Tensor, rows: RowParameters, space: SamplingSpace, truncated: bool = True, block: int = 32
+    logits: Tensor, rows: RowParameters, space: SamplingSpace, truncated: bool = True
 ) -> tuple[Tensor, Tensor]:
     """logits [R, V], float32 or bfloat16, inner stride 1 -> token ids [R] int64 and ok [R] int8, views of `space`.
 
     ok is 0, and the token 0, where a row holds NaN or +Inf or no token is left. `truncated` may be False when no row has
-    top_k, top_p or min_p. block: columns of one program of the first pass.
+    top_k, top_p or min_p.
     """
     count, vocab = logits.shape
     if vocab != space.vocab_size or logits.stride(1) != 1 or count > len(space.token_ids):
@@ -76,9 +76,10 @@ def sample(
         )
     columns, width, stride = space.columns, space.width, logits.stride(0)
     asked = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.keys, rows.positions
+    block, chunk, warps = columns_tile(count)
     fold_columns[(count, triton.cdiv(width, block))](
-        logits, rows.temperature, space.maxima, space.masses, vocab, columns, width, stride, FOLD, block,
-        num_warps=4,
+        logits, rows.temperature, space.maxima, space.masses, vocab, columns, width, stride, FOLD, block, chunk,
+        num_warps=warps,
     )  # fmt: skip
     width_block = triton.next_power_of_2(width)
     choose[(count,)](

@@ -1,0 +1,130 @@
+"""CUDA graphs of steps, from token ids to the last hidden states: decodes by batch size, short prompts by token count.
+
+A step then costs the host one copy and one launch, however many kernels the model has. Long prompts keep the GPU busy for
+longer than their launches take and have none.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal_engine.batch import HostBatch
+from shoal_engine.config import ModelConfig
+from shoal_engine.graph_input import GraphInput
+from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.memory_layout import CacheLayout
+from shoal_engine.models.llama import Llama
+
+log = logging.getLogger(__name__)
+
+PROMPT_REQUESTS = 32  # in a recorded step that computes prompts
+PROMPT_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Launching the kernels of a step takes the host about this long; the GPU computes at about this rate.
+LAUNCH_S = 0.006
+FLOP_PER_S = 500e12
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What sets recorded steps apart. num_decodes is `requests` or 0: prompts take decodes with them as prompts of one."""
+
+    tokens: int
+    requests: int
+    num_decodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    hidden: Tensor
+
+
+def decode_rows(rows: int) -> int:
+    """The batch size whose graph serves `rows` decodes: at most 12.5 % or 7 rows of padding."""
+    if rows <= 8:
+        return 1 << (rows - 1).bit_length()
+    step = 8 if rows <= 256 else 32 if rows <= 512 else 64
+    return -(-rows // step) * step
+
+
+def max_prompt_tokens(config: ModelConfig) -> int:
+    """Steps with prompts up to this size are shorter than their launches."""
+    attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
+    weights = config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    return int(LAUNCH_S * FLOP_PER_S / (2 * weights))
+
+
+class StepGraphs:
+    """Graphs share one memory pool and one input: steps run one after another on one stream."""
+
+    def __init__(
+        self,
+        model: Llama,
+        kernels: CudaKernels,
+        cache: Tensor,
+        layout: CacheLayout,
+        sampled: Tensor,
+        max_model_len: int,
+    ) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._cache = cache
+        most = max_prompt_tokens(model.config)
+        self._prompt_sizes = [tokens for tokens in PROMPT_TOKENS if tokens <= most]
+        rows = decode_rows(len(sampled))
+        self._input = GraphInput(
+            max([rows, *self._prompt_sizes]),
+            max(rows, PROMPT_REQUESTS),
+            layout.blocks_for(max_model_len),
+            layout.block_tokens,
+            sampled,
+        )
+        self._graphs: dict[Shape, _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def shape_for(self, host: HostBatch) -> Shape | None:
+        """The recorded step that serves this one; None for steps that are launched."""
+        requests = len(host.context_lens)
+        if host.num_decodes == requests:
+            rows = decode_rows(requests)
+            return Shape(rows, rows, rows)
+        if requests > PROMPT_REQUESTS:
+            return None
+        tokens = next((size for size in self._prompt_sizes if size >= host.num_tokens), None)
+        return None if tokens is None else Shape(tokens, PROMPT_REQUESTS, 0)
+
+    def record_common(self, max_rows: int) -> None:
+        """Those of prompts and of up to so many decodes, the largest first: smaller ones then reuse their memory."""
+        shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in self._prompt_sizes]
+        shapes += [Shape(rows, rows, rows) for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
+        for shape in sorted(shapes, key=lambda each: -each.tokens):
+            self._record(shape)
+
+    def replay(self, host: HostBatch, shape: Shape) -> Tensor:
+        """Hidden states [T, H]; they hold until the next replay. A shape that was never used is recorded now."""
+        if shape not in self._graphs:
+            self._record(shape)
+        self._input.send(host, shape.tokens, shape.requests)
+        one = self._graphs[shape]
+        one.graph.replay()
+        return one.hidden[: host.num_tokens]
+
+    def _record(self, shape: Shape) -> None:
+        """Takes tens of milliseconds once kernels are compiled."""
+        self._input.blank(shape.tokens, shape.requests)
+        self._step(shape)  # compiles kernels and allocates their workspaces outside the graph
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            hidden = self._step(shape)
+        self._graphs[shape] = _Graph(graph, hidden)
+        log.debug("recorded %s", shape)
+
+    def _step(self, shape: Shape) -> Tensor:
+        token_ids, batch = self._input.unpack(shape.tokens, shape.requests, shape.num_decodes)
+        self._kernels.begin_step(batch)
+        return self._model(token_ids, batch, self._cache)
