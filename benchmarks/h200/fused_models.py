@@ -14,7 +14,9 @@ from shoal_engine.config import ModelConfig
 from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch
+from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
+from shoal_engine.layers.products import DenseProduct
 from shoal_engine.models.llama import Llama
 from shoal_engine.weights import RandomWeights
 
@@ -65,6 +67,36 @@ def random_case(model: Llama, rows: int, context: int) -> Case:
     shape = (config.num_layers, num_blocks, 2, config.num_kv_heads, BLOCK_TOKENS, config.head_dim)
     cache = torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_()
     return Case(model, torch.randint(0, config.vocab_size, (rows,), device=DEVICE), batch, cache)
+
+
+def in_float32(case: Case) -> Case:
+    """The same case, its weights and cache widened, by the torch twins."""
+    exact = _widened(case.model)
+    return Case(exact, case.token_ids, case.batch, case.cache.float())
+
+
+def _widened(model: Llama) -> Llama:
+    """The model in float32; few layers, or memory ends."""
+    shared = (model.embedding, model.norm.kernels, model.lm_head)
+    twin, kernels = copy.deepcopy(model, {id(one): one for one in shared}), ReferenceKernels()
+    twin.embedding = model.embedding.float()
+    for norm in [twin.norm, *(norm for block in twin.blocks for norm in (block.input_norm, block.post_norm))]:
+        norm.kernels, norm.weight = kernels, norm.weight.float()
+    for block in twin.blocks:
+        block.attention.kernels = block.mlp.kernels = kernels
+        if block.attention.q_norm is not None and block.attention.k_norm is not None:
+            block.attention.q_norm, block.attention.k_norm = (
+                block.attention.q_norm.float(),
+                block.attention.k_norm.float(),
+            )
+        for linear in (
+            block.attention.qkv_proj,
+            block.attention.o_proj,
+            block.mlp.gate_up_proj,
+            block.mlp.down_proj,
+        ):
+            linear.product = DenseProduct(linear.product.weight.float())
+    return twin
 
 
 def unfused(case: Case) -> Callable[[], Tensor]:

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from fused_models import Case, first_layers, fused, random_case, random_model
 from graph_clock import us_per_call
+from torch import Tensor
 
 from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.kernels.fused_tiles import AttentionTile, GemvTile, ProductTile, row_block
+from shoal_engine.kernels.triton_fused_gemv import multiply_row
+from shoal_engine.kernels.triton_fused_product import multiply_rows
 from shoal_engine.models.llama import Llama
 
 NAMES = ("gate_up", "down", "qkv", "output")
@@ -27,42 +30,36 @@ Job = tuple[str, int, str, Any]  # model, rows, which tile is another one ("" = 
 
 
 def gemv_tiles(n: int, k: int) -> Iterator[GemvTile]:
-    for steps, segments, warps in itertools.product((1, 2), (2, 4, 8, 16), (2, 4, 8)):
-        small = steps * warps > 8 and n <= 4096
-        if segments * 256 <= k and steps * segments <= 16 and not small:
+    for steps, segments, warps in itertools.product((1, 2, 4), (1, 2, 4, 8), (1, 2, 4, 8)):
+        programs = n // (steps * warps)
+        if segments * 256 <= k and steps * segments <= 8 and programs >= 132 and steps * warps >= 2:
             yield GemvTile(steps, segments, warps)
 
 
 def product_tiles(n: int, k: int, rows: int) -> Iterator[ProductTile]:
-    for block_n, block_k, parts, early in itertools.product(
-        (64, 128), (128, 256), (1, 2, 4, 8), (False, True)
-    ):
+    for block_n, block_k, parts in itertools.product((64, 128), (128, 256), (1, 2, 4, 8)):
         steps, programs = k // (block_k * parts), n // block_n * parts
-        if (
-            steps < 1
-            or not 96 <= programs <= 2048
-            or (early and steps > 2)
-            or (block_n, block_k) == (128, 256)
-        ):
+        if k % (block_k * parts) or not 96 <= programs <= 1100 or (block_n, block_k) == (128, 256):
             continue
         if steps <= 2:
-            yield ProductTile(block_n, block_k, parts, 1, 4, 2, steps, early)
-        else:
-            for stages in (3, 4, 6):
-                if stages * block_k * (block_n + rows) * 2 <= 110 * 1024:
-                    yield ProductTile(block_n, block_k, parts, 1, 4, stages, 1, early)
-    if k <= 4096 and rows <= 16:
+            for early in (False, True):
+                yield ProductTile(block_n, block_k, parts, 1, 4, 2, steps, early)
+            continue
+        for stages, head in ((2, 1), (3, 1), (4, 1), (4, 2), (6, 1)):
+            if stages * block_k * (block_n + rows) * 2 <= 110 * 1024:
+                yield ProductTile(block_n, block_k, parts, 1, 4, stages, head, False)
+    if k <= 4096 and rows <= 32:
         for block_n, warps, early in itertools.product((16, 32), (4, 8), (False, True)):
-            if block_n * k <= 16 * 4096 and n // block_n >= 64:
-                yield ProductTile(block_n, 1 << (k - 1).bit_length(), 1, warps, warps, 2, 1, early)
+            block_k = 1 << (k - 1).bit_length()
+            if (block_n + rows) * block_k * 2 <= 200 * 1024 and n // block_n >= 64:
+                yield ProductTile(block_n, block_k, 1, warps, warps, 2, 1, early)
 
 
 def attention_tiles(rows: int) -> list[AttentionTile]:
     programs = (128, 256, 512) if rows == 1 else (528, 792, 1056, 1584)
     tiles = [AttentionTile(64, 4, p, early) for p in programs for early in (False, True)]
-    return tiles + [AttentionTile(32, 4, p * 2, rows == 1) for p in programs[:2]] + [
-        AttentionTile(128, 8, p // 2, rows == 1) for p in programs[1:3]
-    ]  # fmt: skip
+    shapes = [(64, 8, 1), (32, 4, 2), (32, 2, 2), (128, 8, 1)]
+    return tiles + [AttentionTile(t, w, p * more, rows == 1) for t, w, more in shapes for p in programs[:3]]
 
 
 @functools.cache
@@ -163,3 +160,40 @@ def descend(case: Case, decode: FusedDecode, deadline: float) -> dict[tuple[int,
         key = (layout.num_kv_heads, layout.head_dim, -block) if shape is None else (*shape, block)
         found[key] = astuple(current)
     return found
+
+
+def kernel_us(case: Case, decode: FusedDecode) -> dict[str, float]:
+    """Microseconds a layer of each kernel in a chain of itself over all layers: without the others, so a guide only."""
+    rows, overlap, chains = len(case.token_ids), decode._overlap, {}
+    step = decode._step(rows, case.batch)
+    space, tiles, decode_layers = step.space, step.products, decode._layers
+    stream, sums, norm = space.stream, space.sums, decode._final
+
+    def product(name: str, x: Tensor, out: Tensor) -> Callable[[], None]:
+        gated, adds, normed = name == "gate_up", name in ("output", "down"), name in ("gate_up", "qkv")
+
+        def chain() -> None:
+            for layer in decode_layers:
+                weight, tile = getattr(layer, name), getattr(tiles, name)
+                if rows == 1:
+                    multiply_row(x, weight, out, tile, overlap, norm if normed else None, gated, adds)
+                else:
+                    multiply_rows(
+                        x, weight, out, tile, sums, overlap, stream if normed else None, 16, 1e-6, gated,
+                        stream if adds else None, norm.gain if adds else None,
+                    )  # fmt: skip
+
+        return chain
+
+    def attention() -> None:
+        for layer, cache in zip(decode_layers, case.cache.unbind(0), strict=True):
+            decode._attend(layer, step, cache)
+
+    chains["qkv"] = product("qkv", stream.scaled, space.qkv)
+    chains["attention"] = attention
+    chains["output"] = product("output", space.attended, stream.hidden)
+    chains["gate_up"] = product("gate_up", stream.scaled, space.activated)
+    chains["down"] = product("down", space.activated, stream.hidden)
+    for chain in chains.values():
+        chain()
+    return {name: round(graph_us(chain, 7) / len(decode_layers), 1) for name, chain in chains.items()}

@@ -30,7 +30,10 @@ class FusedLayer:
 def fused_layer(block: Block) -> FusedLayer | None:
     """None where a weight lies in a layout, or attention takes a turn, that the fused kernels do not know."""
     attention, mlp = block.attention, block.mlp
-    if getattr(attention.scale, "softcap", None) is not None or getattr(attention.scale, "sinks", None) is not None:
+    if (
+        getattr(attention.scale, "softcap", None) is not None
+        or getattr(attention.scale, "sinks", None) is not None
+    ):
         return None
     qkv = _weight(attention.qkv_proj)
     output, gate_up, down = (

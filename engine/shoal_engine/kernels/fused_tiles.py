@@ -72,7 +72,7 @@ def gemv_tile(n: int, k: int) -> GemvTile:
     tuned = TABLE.get((n, k, 1))
     if tuned is not None:
         return GemvTile(*tuned)  # type: ignore[arg-type]
-    return GemvTile(1 if n <= 2048 else 2, 4 if k < 4096 else 8, 4)
+    return GemvTile()
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def product_tile(n: int, k: int, rows: int) -> ProductTile:
     tiles, parts = -(-n // 64), 1
     while tiles * parts < _PROGRAMS // 2 and k // (block_k * parts * 2) >= 1:
         parts *= 2
-    return ProductTile(64, block_k, parts, 1, 4, 4, 1, False)
+    return ProductTile(64, block_k, parts, 1, 4, 4 if block_k == 128 else 2, 1, False)
 
 
 def row_block(rows: int) -> int:

@@ -1,8 +1,8 @@
 """Decode attention straight from a row of QKV: head norm, rotation, write of the new token, and the walk over its tiles.
 
-The work is dealt by the plan of `triton_decode_plan.py`, and cut requests are merged as in `triton_decode.py`. Unlike
-there, the new token never passes through the cache: the worker that has a request's last tile starts its sums with it and
-writes it. What is constant in the step, the first tile of keys and values included, is loaded before the wait for QKV.
+The work is dealt by the plan of `triton_decode_plan.py`. Unlike in `triton_decode.py` the new token never passes through
+the cache: the worker that has a request's last tile starts its sums with it and writes it. What is constant in the step,
+the first tile of keys and values included, is loaded before the wait for QKV.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from shoal_engine.kernels.fused_tiles import AttentionTile
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
-from shoal_engine.kernels.triton_decode import LOG2_E, MERGED_ELEMENTS, DecodeWorkspace, _merge_pieces
+from shoal_engine.kernels.triton_decode import LOG2_E, DecodeWorkspace
 from shoal_engine.kernels.triton_decode_plan import DecodePlan
 from shoal_engine.kernels.triton_fused_heads import rotated_heads, rotation
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options, trigger, wait
+from shoal_engine.kernels.triton_fused_merge import merge_pieces
 from shoal_engine.kernels.triton_jit import jit, jit_once
 
 _WIDEN = tl.constexpr(INTERPRETED)
+_MERGED_ELEMENTS = 8192  # of the pieces of a cut request, in registers at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     arrivals, out, block_stride, table_stride, num_requests, scale_log2, window, eps,
     workers: tl.constexpr, num_kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
     block_tokens: tl.constexpr, row_block: tl.constexpr, group_block: tl.constexpr, dim_block: tl.constexpr,
-    tile_tokens: tl.constexpr, max_pieces: tl.constexpr, piece_block: tl.constexpr, has_norm: tl.constexpr,
+    tile_tokens: tl.constexpr, piece_block: tl.constexpr, has_norm: tl.constexpr,
     early: tl.constexpr, overlap: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     if early:
@@ -108,10 +110,12 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     bound = tl.where(worker + 1 < workers, bound, num_requests)
     side_stride: tl.constexpr = num_kv_heads * block_tokens * head_dim
     qkv_heads: tl.constexpr = (group + 2) * num_kv_heads
-    rows, dims = tl.arange(0, row_block), tl.arange(0, dim_block)
-    there = dims < head_dim
-    kept = (rows < group)[:, None] & there[None, :]
+    rows, dims, heads = tl.arange(0, row_block), tl.arange(0, dim_block), tl.arange(0, group_block)
+    copies: tl.constexpr = row_block // group_block  # tensor cores take 16 rows: the heads again and again
+    one = tl.arange(0, 1)
+    there = dims[None, :] < head_dim
     place = rows[:, None] * head_dim + dims[None, :]
+    kept = (rows < group)[:, None] & there
     keys = cache + head * (block_tokens * head_dim)
     values = keys + side_stride
     table = tables + first_request.to(tl.int64) * table_stride
@@ -119,27 +123,33 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
         starts, context_lens, first_request, tile, last_tile, window, tile_tokens
     )
     live = tile < last_tile
-    cos, sin = rotation(rope_table, tl.load(positions + first_request, mask=live, other=0), dims, head_dim)
+    position = tl.load(positions + first_request, mask=live, other=0)
+    cos, sin = rotation(rope_table, position, heads, dims, head_dim)
     slot = tl.load(slots + first_request, mask=live, other=-1)
     key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens, dim_block,
                 tile_tokens)  # fmt: skip
     value = _tile(values, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
                   dim_block, tile_tokens)  # fmt: skip
-    wait(overlap)
+    if first_request < bound:  # one without work ends at once and leaves its place to the kernel after
+        wait(overlap)
     request = first_request
     for _ in range(first_request, bound):
         row = qkv + request.to(tl.int64) * (qkv_heads * head_dim)
-        queries = rotated_heads(row + (head * group + rows)[:, None] * head_dim, q_gain, cos, sin, dims, kept, eps,
-                                head_dim, has_norm)  # fmt: skip
+        own = rotated_heads(row + (head * group + heads)[:, None] * head_dim, q_gain, cos, sin, heads, dims,
+                            (heads < group)[:, None] & there, eps, head_dim, has_norm)  # fmt: skip
+        queries = tl.reshape(
+            tl.broadcast_to(own[None, :, :], (copies, group_block, dim_block)), (row_block, dim_block)
+        )
         sums = tl.zeros((row_block, dim_block), tl.float32)
         top = tl.full((row_block,), float("-inf"), tl.float32)
         weight = tl.zeros((row_block,), tl.float32)
         if (stop == end) & (length > 0):
-            k_head = row + (num_kv_heads * group + head + tl.arange(0, 1))[:, None] * head_dim
-            new_key = rotated_heads(k_head, k_gain, cos, sin, dims, there[None, :], eps, head_dim, has_norm)  # fmt: skip
-            new_value = tl.load(
-                k_head + num_kv_heads * head_dim + dims[None, :], mask=there[None, :], other=0.0
+            k_head = row + (num_kv_heads * group + head + one)[:, None] * head_dim
+            new_cos, new_sin = rotation(rope_table, position, one, dims, head_dim)
+            new_key = rotated_heads(
+                k_head, k_gain, new_cos, new_sin, one, dims, there, eps, head_dim, has_norm
             )
+            new_value = tl.load(k_head + num_kv_heads * head_dim + dims[None, :], mask=there, other=0.0)
             if slot >= 0:
                 stored = (
                     keys
@@ -147,9 +157,10 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
                     + (slot % block_tokens) * head_dim
                     + dims[None, :]
                 )
-                tl.store(stored, new_key, mask=there[None, :])
-                tl.store(stored + side_stride, new_value, mask=there[None, :])
-            top = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32), 1) * scale_log2
+                tl.store(stored, new_key, mask=there)
+                tl.store(stored + side_stride, new_value, mask=there)
+            score = tl.sum(own.to(tl.float32) * new_key.to(tl.float32), 1) * scale_log2
+            top = tl.reshape(tl.broadcast_to(score[None, :], (copies, group_block)), (row_block,))
             weight += 1.0
             sums += new_value.to(tl.float32)
         for begin in range(from_token, to_token, tile_tokens):
@@ -182,8 +193,8 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
             tl.debug_barrier()  # all threads' stores come before the one thread's release below
             counter = arrivals + first_worker * num_kv_heads + head
             if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == pieces - 1:
-                _merge_pieces(piece_sums, piece_stats, first_worker, pieces, head, target, num_kv_heads, group,
-                              head_dim, group_block, dim_block, max_pieces, piece_block)  # fmt: skip
+                merge_pieces(piece_sums, piece_stats, first_worker, pieces, head, target, num_kv_heads, group,
+                             head_dim, group_block, dim_block, piece_block)  # fmt: skip
                 tl.store(counter, 0)
         tile = stop
         request += 1
@@ -192,7 +203,8 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
         start, end, stop, length, first_visible, from_token, to_token = _span(
             starts, context_lens, request, tile, last_tile, window, tile_tokens
         )
-        cos, sin = rotation(rope_table, tl.load(positions + request, mask=live, other=0), dims, head_dim)
+        position = tl.load(positions + request, mask=live, other=0)
+        cos, sin = rotation(rope_table, position, heads, dims, head_dim)
         slot = tl.load(slots + request, mask=live, other=-1)
         key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens, dim_block,
                     tile_tokens)  # fmt: skip
@@ -227,8 +239,8 @@ def attend_rows(
         scale.window or 2**30, heads.eps,
         workers=plan.workers, num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
         block_tokens=batch.block_tokens, row_block=max(16, group_block), group_block=group_block,
-        dim_block=dim_block, tile_tokens=plan.tile_tokens, max_pieces=plan.max_pieces,
-        piece_block=max(1, min(plan.max_pieces, MERGED_ELEMENTS // (group_block * dim_block))),
+        dim_block=dim_block, tile_tokens=plan.tile_tokens,
+        piece_block=max(1, min(plan.max_pieces, _MERGED_ELEMENTS // (group_block * dim_block))),
         has_norm=has_norm, early=tile.early, overlap=overlap,
         precision="ieee" if qkv.element_size() == 4 else "tf32",
         num_warps=tile.warps, num_stages=1, **launch_options(overlap),
