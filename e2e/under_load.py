@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Self
 
 from e2e.load_client import LoadClient, Record, Summary, summary
+from e2e.waiting import wait_until
 
 RATE = float(os.environ.get("E2E_RATE", "6"))
 HISTORY = Path(os.environ.get("E2E_OUT", Path(__file__).parents[1] / ".cluster" / "e2e"))
 SHOWN = 10  # failed requests of a report
+# Requests open at once: more than engines run, so that they queue, but each ends well within a drain on slow cores.
+OPEN = 32
+ANSWER_TIMEOUT_S = 240.0
 
 
 class Load:
@@ -35,6 +39,15 @@ class Load:
         self._begun.wait()
         return self
 
+    def answered_by(self, since_s: float = 0.0) -> set[str]:
+        """Replicas that have answered, whole, what was sent after that time."""
+        return {each.replica for each in list(self.records) if each.sent_s > since_s and not each.failed}
+
+    def wait_for(self, replicas: int, since_s: float = 0.0) -> None:
+        """Until so many different replicas have answered, however long that takes on slow cores."""
+        what = f"answers of {replicas} replicas"
+        wait_until(lambda: len(self.answered_by(since_s)) >= replicas, what, ANSWER_TIMEOUT_S)
+
     def stop(self) -> Summary:
         """Sends nothing more, waits for the last answer, prints the figures and writes the history."""
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -43,7 +56,9 @@ class Load:
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with LoadClient(self._url, self._models, max_tokens=self._max_tokens) as client:
+        async with LoadClient(
+            self._url, self._models, max_tokens=self._max_tokens, concurrency=OPEN
+        ) as client:
             self.records = client.records
             self._begun.set()
             await client.run(RATE, self._stop)

@@ -77,14 +77,14 @@ def test_free_gpus_that_do_not_suffice(cluster: Cluster, full: Deployment, route
     large.apply()
     try:
         with under_load("GPU fragmentation", router_url, [full.name]):
-            unable = large.wait_for("AbleToScale", "False", "InsufficientCapacity", 60.0)
-            waiting = large.wait_for("Available", "False", "NotEnoughReplicas", 10.0)
+            unable = large.wait_for("AbleToScale", "False", "InsufficientCapacity", 120.0)
+            waiting = large.wait_for("Available", "False", "NotEnoughReplicas", 60.0)
             assert "no node has room" in waiting["message"]
             assert "Insufficient nvidia.com/gpu" in unable["message"]
             assert "InsufficientGPU" in events(large)
         full.scale(0)
         wait_until(lambda: large.pods()[0]["spec"].get("nodeName"), "a node for it", 120.0, large.describe)
-        wait_until(lambda: not large.condition("AbleToScale"), "no want of capacity", 30.0, large.describe)
+        wait_until(lambda: not large.condition("AbleToScale"), "no want of capacity", 60.0, large.describe)
     finally:
         large.delete()
     print(f"\nthe condition said: {unable['message']}")

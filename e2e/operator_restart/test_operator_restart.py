@@ -35,10 +35,10 @@ def test_sigkill_in_mid_rollout(cluster: Cluster, deployment: Deployment, router
     before = deployment.uids()
     with under_load("operator SIGKILL in mid-rollout", router_url, [deployment.name]):
         deployment.apply(engine={"maxNumSeqs": 6})
-        wait_until(lambda: before < deployment.uids(), "a pod of the new revision", 60.0)
+        wait_until(lambda: before < deployment.uids(), "a pod of the new revision", 120.0)
         (operator,) = operators(cluster)
         kill(pids_of(operator["metadata"]["uid"], "operator"))
-        wait_until(lambda: restarts(cluster) > 0, "the operator's container starts again", 60.0)
+        wait_until(lambda: restarts(cluster) > 0, "the operator's container starts again", 120.0)
         deployment.wait_for("Progressing", "True", "RolloutComplete")
         deployment.wait_settled(2)
     revisions = [pod["metadata"]["labels"][LABEL_REVISION] for pod in deployment.pods()]

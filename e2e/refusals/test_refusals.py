@@ -74,7 +74,7 @@ def test_invalid_manifests(cluster: Cluster, serving: Deployment, router_url: st
         for case in cases:
             if not is_refused(cluster, case["manifest"] if "manifest" in case else manifest(case["spec"])):
                 taken.append(case["name"])
-                wait_until(lambda: is_rejected(cluster), f"SpecAccepted=False: {case['name']}", 20.0)
+                wait_until(lambda: is_rejected(cluster), f"SpecAccepted=False: {case['name']}", 60.0)
                 cluster.kubectl("delete", "llmd", NAME)
     refused = len(cases) - len(taken)
     print(
@@ -90,12 +90,12 @@ def test_unacceptable_changes_of_what_serves(serving: Deployment, router_url: st
     with under_load("unacceptable changes", router_url, [serving.name]):
         for name, change, reason in UNACCEPTABLE:
             serving.apply(**change)
-            condition = serving.wait_for("SpecAccepted", "False", reason, 30.0)
+            condition = serving.wait_for("SpecAccepted", "False", reason, 60.0)
             print(f"\n{name}: {condition['message']}")
             assert serving.condition("Available")["status"] == "True"
             serving.spec = good
         serving.apply()
-        serving.wait_for("SpecAccepted", "True", "Accepted", 30.0)
+        serving.wait_for("SpecAccepted", "True", "Accepted", 60.0)
     assert serving.uids() == before
 
 

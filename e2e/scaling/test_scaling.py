@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from e2e.deployment import Deployment
@@ -21,9 +19,9 @@ def test_one_three_one(cluster: Cluster, installed: None, router_url: str) -> No
         with under_load("scaling 1-3-1", router_url, ["scaling"]) as load:
             deployment.scale(3)
             deployment.wait_settled(3)
-            time.sleep(5)  # all three get their share
+            load.wait_for(3)
             deployment.scale(1)
             deployment.wait_settled(1)
-        assert len({each.replica for each in load.records}) == 3
+        assert len(load.answered_by()) == 3
     finally:
         deployment.delete()

@@ -31,7 +31,7 @@ def test_to_zero_and_back(cluster: Cluster, installed: None, router_url: str) ->
         deployment.wait_settled(1)
         begin = time.monotonic()
         deployment.wait_for("Available", "True", "ScaledToZero", 120.0)
-        wait_until(lambda: not deployment.pods(), "no pod", 60.0, deployment.describe)
+        wait_until(lambda: not deployment.pods(), "no pod", 120.0, deployment.describe)
         print(f"\nzero replicas {time.monotonic() - begin:.0f} s after the last one was settled")
         woken = burst("held while at zero", router_url, "zero", HELD)
         assert not woken.failed, failures(woken)
