@@ -17,19 +17,21 @@ DEVICE = "cuda"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`queries` new tokens of `contexts`; requests with one query come first."""
+    """`queries` new tokens of `contexts`; requests with one query come first. All begin with the same `shared` tokens."""
 
     name: str
     queries: tuple[int, ...]
     contexts: tuple[int, ...]
+    shared: int = 0
 
     @property
     def tokens(self) -> int:
         return sum(self.queries)
 
     def kv_bytes(self, layout: HeadLayout, element_bytes: int = 2) -> int:
-        """What one layer must read of a cache."""
-        return sum(self.contexts) * 2 * layout.kv_size * element_bytes
+        """What one layer must read of a cache, a shared prefix once."""
+        tokens = sum(self.contexts) - self.shared * (len(self.contexts) - 1)
+        return tokens * 2 * layout.kv_size * element_bytes
 
     def flops(self, layout: HeadLayout) -> float:
         """Products of the visible pairs only: 4 per pair and element of a head."""
@@ -58,6 +60,7 @@ def build(case: Case, block_tokens: int) -> tuple[AttentionBatch, int]:
     slots, positions, used = [], [], 0
     for row, (new, context, count) in enumerate(zip(case.queries, case.contexts, blocks, strict=True)):
         tables[row, :count] = order[used : used + count]
+        tables[row, : case.shared // block_tokens] = tables[0, : case.shared // block_tokens]
         used += count
         position = torch.arange(context - new, context).clamp(min=0)
         slot = tables[row, position // block_tokens].long() * block_tokens + position % block_tokens
@@ -75,6 +78,7 @@ def build(case: Case, block_tokens: int) -> tuple[AttentionBatch, int]:
         max_context_len=max(case.contexts),
         block_tokens=block_tokens,
         chunks=tuple(zip(case.queries, case.contexts, strict=True))[decodes:],
+        shares_prefixes=case.shared > 0,
     )
     return batch, sum(blocks) + 1
 

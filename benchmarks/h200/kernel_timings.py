@@ -37,9 +37,11 @@ from shoal_engine.kernels.triton_prefill import PrefillTiling
 TWIN = ReferenceKernels()
 READ_RATE, COPY_RATE, FLOP_RATE = 4.67e12, 4.28e12, 789e12
 ROTATED_BYTES = 300e6
+FLOAT8 = torch.float8_e4m3fn
 MODELS = {"8B": (LLAMA_8B, 4096, 14336), "0.6B": (QWEN3_06B, 1024, 3072)}
 LONG_TAIL = Case("1x64k+31x4k", (1,) * 32, (65536, *repeat([4096], 31)))
 DECODES = [uniform(b, c) for c in (577, 1024, 8192) for b in (1, 32, 128, 256)] + [LONG_TAIL]
+SHARED = [Case(f"{b}x2240 2048 shared", (1,) * b, (2240,) * b, 2048) for b in (32, 256)]
 QUICK_DECODES = [uniform(1, 577), uniform(32, 577), uniform(256, 577), LONG_TAIL]
 PREFILLS = [fresh(16, 1024), fresh(8, 2048), fresh(2, 8192), chunk(1, 2048, 6144), chunk(16, 16, 1024)]
 QUICK_PREFILLS = [fresh(16, 1024), fresh(1, 8192), chunk(1, 2048, 6144), chunk(16, 16, 1024)]
@@ -86,6 +88,11 @@ def timings(quick: bool, block_tokens: int) -> Iterator[Timing]:
     for name, (layout, hidden, intermediate) in MODELS.items():
         for case in QUICK_DECODES if quick else DECODES:
             yield _attention_timing(f"decode {name}", case, layout, block_tokens, CudaKernels())
+        for case in QUICK_DECODES if quick else (*QUICK_DECODES, uniform(256, 8192)):
+            kernels = CudaKernels()
+            yield _attention_timing(f"decode-fp8 {name}", case, layout, block_tokens, kernels, FLOAT8)
+        for case in SHARED:
+            yield _attention_timing(f"decode-shared {name}", case, layout, block_tokens, CudaKernels())
         for case in QUICK_PREFILLS if quick else PREFILLS:
             yield _attention_timing(f"prefill {name}", case, layout, block_tokens, CudaKernels())
         for case in (fresh(1, 8192),) if quick else (fresh(16, 1024), fresh(8, 2048), fresh(2, 8192)):
@@ -116,15 +123,22 @@ def variants(block_tokens: int) -> Iterator[Timing]:
 
 
 def _attention_timing(
-    group: str, case: Case, layout: HeadLayout, block_tokens: int, kernels: CudaKernels
+    group: str,
+    case: Case,
+    layout: HeadLayout,
+    block_tokens: int,
+    kernels: CudaKernels,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Timing:
-    return Timing(group, case.name, partial(_attention, case, layout, block_tokens, kernels))
+    return Timing(group, case.name, partial(_attention, case, layout, block_tokens, kernels, dtype))
 
 
-def _attention(case: Case, layout: HeadLayout, block_tokens: int, kernels: CudaKernels) -> Prepared:
+def _attention(
+    case: Case, layout: HeadLayout, block_tokens: int, kernels: CudaKernels, dtype: torch.dtype
+) -> Prepared:
     batch, num_blocks = build(case, block_tokens)
-    num_bytes = case.kv_bytes(layout)
-    caches = random_caches(_copies(num_bytes), num_blocks, layout, block_tokens)
+    num_bytes = case.kv_bytes(layout, dtype.itemsize)
+    caches = random_caches(_copies(num_bytes), num_blocks, layout, block_tokens, dtype)
     q = torch.randn(case.tokens, layout.num_heads, layout.head_dim, device=DEVICE, dtype=torch.bfloat16)
     scale = AttentionScale(layout.head_dim**-0.5)
     return Prepared(

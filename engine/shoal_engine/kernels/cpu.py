@@ -127,6 +127,8 @@ class CpuKernels:
         self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
     ) -> Tensor:
         _check_cache(cache, q)
+        if scale.softcap is not None or scale.sinks is not None:
+            raise ValueError("the CPU kernels know no softcap and no sinks")
         q = q.contiguous()
         out = q.new_empty((q.shape[0], layout.num_heads * layout.head_dim))
         step = self._step_of(batch)

@@ -125,9 +125,10 @@ class CudaKernels:
 
 def _check_cache(cache: Tensor, x: Tensor) -> None:
     """Blocks may stand apart, as in a pool that keeps all layers of a block together; a block itself is one piece."""
-    if cache.dtype != x.dtype or not cache[0].is_contiguous():
+    narrow = cache.dtype == torch.float8_e4m3fn and x.dtype in (torch.bfloat16, torch.float16)
+    if not (narrow or cache.dtype == x.dtype) or not cache[0].is_contiguous():
         raise ValueError(
-            f"the blocks of the cache must be contiguous and of the dtype of their keys, {x.dtype}"
+            f"the blocks of the cache must be contiguous, of the dtype of their keys, {x.dtype}, or float8_e4m3fn"
         )
     if cache.shape[-1] % 2 != 0:
         raise ValueError("rotary heads have an even size")

@@ -48,7 +48,7 @@ def dense_prefills(
     """What of a step goes to cuDNN. Neighbours of one length go together. Reads what the host knows, no tensor."""
     if layout.head_dim not in (64, 128) or dtype not in (torch.bfloat16, torch.float16):
         return ()
-    if batch.max_query_len < SHAPE_TOKENS:
+    if batch.max_query_len < SHAPE_TOKENS or scale.softcap is not None or scale.sinks is not None:
         return ()
     runs: list[DensePrefill] = []
     row = batch.num_decodes

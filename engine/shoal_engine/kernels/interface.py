@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -42,6 +42,7 @@ class AttentionBatch:
     slots [T] int64: block_id * block_tokens + offset, where token t's key and value go
     positions [T] int64: position of token t in its request
     chunks: (query tokens, visible tokens) of each request after the decodes, for kernels that choose on the host; () = unsaid
+    shares_prefixes: neighbouring decodes may begin with the same blocks, and looking for that is worth two kernels
     """
 
     query_start: Tensor
@@ -54,6 +55,7 @@ class AttentionBatch:
     max_context_len: int
     block_tokens: int
     chunks: tuple[tuple[int, int], ...] = ()
+    shares_prefixes: bool = False
 
     @property
     def num_requests(self) -> int:
@@ -62,10 +64,16 @@ class AttentionBatch:
 
 @dataclass(frozen=True, slots=True)
 class AttentionScale:
-    """softmax(scale * q.k) over the last `window` tokens (None: all of them)."""
+    """softmax(scale * q.k) over the last `window` tokens (None: all of them).
+
+    softcap: a logit x becomes softcap * tanh(x / softcap).
+    sinks [num_heads]: one more logit of every head, which takes its share of the softmax and has no value.
+    """
 
     scale: float
     window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = field(default=None, compare=False)
 
 
 class Kernels(Protocol):
@@ -96,6 +104,7 @@ class Kernels(Protocol):
         qkv [T, q_size + 2*kv_size]; rope_table [max_positions, D] float32 = cos (D/2) then sin (D/2);
         rotation pairs element i with i + D/2 (the "neox" order).
         cache [num_blocks, 2, num_kv_heads, block_tokens, D]: [:, 0] keys, [:, 1] values; padding tokens have slot -1.
+        The dtype of the cache is that of qkv or, where a device has it, float8_e4m3fn: rounded, at most 448 in size.
         Blocks may be shared and copied whole. How a device orders the numbers inside one [block_tokens, D] is its own.
         Returns q [T, num_heads, D].
         """

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 
+FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
+
 
 class ReferenceKernels:
     """Implements `interface.Kernels` with torch operations only."""
@@ -48,8 +50,8 @@ class ReferenceKernels:
         real = batch.slots >= 0
         slots = batch.slots[real]
         block, offset = slots // batch.block_tokens, slots % batch.block_tokens
-        cache[block, 0, :, offset] = k[real].to(cache.dtype)
-        cache[block, 1, :, offset] = v[real].to(cache.dtype)
+        _as_stored(cache)[block, 0, :, offset] = _rounded(k[real], cache.dtype)
+        _as_stored(cache)[block, 1, :, offset] = _rounded(v[real], cache.dtype)
         return q
 
     def attend(
@@ -71,10 +73,24 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+def _as_stored(cache: Tensor) -> Tensor:
+    """torch indexes no float8: its bytes."""
+    return cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as a cache of `dtype` holds it; what float8 cannot hold becomes its largest number."""
+    if dtype != torch.float8_e4m3fn:
+        return x.to(dtype)
+    return x.float().clamp(-FLOAT8_MAX, FLOAT8_MAX).to(dtype).view(torch.uint8)
+
+
 def _gather(cache: Tensor, table: Tensor, context_len: int, block_tokens: int) -> tuple[Tensor, Tensor]:
     """Keys and values [num_kv_heads, context_len, D] of one request."""
     num_blocks = -(-context_len // block_tokens)
-    blocks = cache[table[:num_blocks].long()]  # [blocks, 2, kv_heads, block_tokens, D]
+    blocks = _as_stored(cache)[table[:num_blocks].long()].view(
+        cache.dtype
+    )  # [blocks, 2, kv_heads, block_tokens, D]
     both = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len]
     return both[0], both[1]
 
@@ -87,13 +103,19 @@ def _attend_one(
     group = layout.num_heads // layout.num_kv_heads
     q32 = q.float().transpose(0, 1).reshape(layout.num_kv_heads, group * queries, layout.head_dim)
     scores = (q32 @ keys.float().transpose(1, 2)) * scale.scale
+    if scale.softcap is not None:
+        scores = scale.softcap * torch.tanh(scores / scale.softcap)
     scores = scores.view(layout.num_kv_heads, group, queries, context_len)
     query_position = torch.arange(context_len - queries, context_len, device=q.device).unsqueeze(1)
     key_position = torch.arange(context_len, device=q.device).unsqueeze(0)
     hidden = key_position > query_position
     if scale.window is not None:
         hidden = hidden | (key_position <= query_position - scale.window)
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if scale.sinks is not None:
+        sinks = scale.sinks.float().view(layout.num_kv_heads, group, 1, 1).expand(-1, -1, queries, 1)
+        scores = torch.cat((scores, sinks), dim=-1)
+    weights = scores.softmax(-1)[..., :context_len]
     out = weights.view(layout.num_kv_heads, group * queries, context_len) @ values.float()
     return (
         out.view(layout.num_heads, queries, layout.head_dim).transpose(0, 1).reshape(queries, -1).to(q.dtype)

@@ -17,8 +17,10 @@ from torch import Tensor
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_decodes
 from shoal_engine.kernels.triton_jit import jit, jit_once
+from shoal_engine.kernels.triton_prefix import attend_prefixes, find_shared
+from shoal_engine.kernels.triton_walk import LOG2_E as LOG2_E  # also of those who merge pieces
+from shoal_engine.kernels.triton_walk import log2_factors, sink_logits, walk_tiles
 
-LOG2_E = 1.4426950408889634
 MERGED_ELEMENTS = 4096  # of partial sums in registers at once
 
 
@@ -59,52 +61,6 @@ class DecodeWorkspace:
             stats=torch.empty(2 * workers, heads, 2, group, device=device),
             arrivals=torch.zeros(workers, heads, dtype=torch.int32, device=device),
         )
-
-
-@jit
-def _walk_tiles(
-    queries: tl.tensor,
-    keys: tl.tensor,
-    table: tl.tensor,
-    block_stride: tl.tensor,
-    side_stride: tl.constexpr,
-    from_token: tl.tensor,
-    to_token: tl.tensor,
-    first_visible: tl.tensor,
-    scale_log2: tl.tensor,
-    head_dim: tl.constexpr,
-    block_tokens: tl.constexpr,
-    row_block: tl.constexpr,
-    dim_block: tl.constexpr,
-    tile_tokens: tl.constexpr,
-    precision: tl.constexpr,
-) -> tl.tensor:
-    """Softmax sums [rows, D], maxima [rows] and weights [rows] over tokens from_token..to_token of one request."""
-    dims = tl.arange(0, dim_block)
-    sums = tl.zeros((row_block, dim_block), tl.float32)
-    top = tl.full((row_block,), float("-inf"), tl.float32)
-    weight = tl.zeros((row_block,), tl.float32)
-    for begin in range(from_token, to_token, tile_tokens):
-        token = begin + tl.arange(0, tile_tokens)
-        visible = (token < to_token) & (token >= first_visible)
-        if block_tokens % tile_tokens == 0:
-            page = tl.load(table + begin // block_tokens).to(tl.int64)
-        else:
-            page = tl.load(table + token // block_tokens, mask=visible, other=0).to(tl.int64)
-        at = page * block_stride + (token % block_tokens) * head_dim
-        kept = visible[:, None] & (dims[None, :] < head_dim)
-        key = tl.load(keys + at[:, None] + dims[None, :], mask=kept, other=0.0)
-        value = tl.load(keys + side_stride + at[:, None] + dims[None, :], mask=kept, other=0.0)
-        scores = tl.dot(queries, tl.trans(key), input_precision=precision) * scale_log2
-        scores = tl.where(visible[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # nothing visible yet
-        shares = tl.exp2(scores - shift[:, None])
-        fade = tl.exp2(top - shift)
-        weight = weight * fade + tl.sum(shares, 1)
-        sums = sums * fade[:, None] + tl.dot(shares.to(value.dtype), value, input_precision=precision)
-        top = new_top
-    return sums, top, weight
 
 
 @jit
@@ -153,6 +109,38 @@ def _merge_pieces(
     tl.store(target + at, merged.to(target.dtype.element_ty), mask=kept)
 
 
+@jit
+def _take_prefix(
+    state: tl.tensor,
+    prefix_sums: tl.tensor,
+    prefix_stats: tl.tensor,
+    request_head: tl.tensor,
+    parts: tl.tensor,
+    splits: tl.constexpr,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    row_block: tl.constexpr,
+    dim_block: tl.constexpr,
+) -> tl.tensor:
+    """Add the parts of a shared prefix (`triton_prefix.py`) to (sums, maxima, weights) of a request that begins."""
+    sums, top, weight = state
+    rows, dims = tl.arange(0, row_block), tl.arange(0, dim_block)
+    kept = (rows < group)[:, None] & (dims < head_dim)[None, :]
+    for part in range(0, parts):
+        row = (request_head * splits + part) * group + rows
+        stats = prefix_stats + (request_head * splits + part) * (2 * group) + rows
+        part_top = tl.load(stats, mask=rows < group, other=float("-inf"))
+        part_weight = tl.load(stats + group, mask=rows < group, other=0.0)
+        part_sums = tl.load(prefix_sums + row[:, None] * head_dim + dims[None, :], mask=kept, other=0.0)
+        new_top = tl.maximum(top, part_top)
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        fade, part_fade = tl.exp2(top - shift), tl.exp2(part_top - shift)
+        weight = weight * fade + part_weight * part_fade
+        sums = sums * fade[:, None] + part_sums * part_fade[:, None]
+        top = new_top
+    return sums, top, weight
+
+
 @jit_once("tables", "context_lens", "table_stride", "window")
 def _decode_kernel(
     q: tl.tensor,
@@ -163,11 +151,19 @@ def _decode_kernel(
     piece_sums: tl.tensor,
     piece_stats: tl.tensor,
     arrivals: tl.tensor,
+    sinks: tl.tensor,
+    prefix_tiles: tl.tensor,
+    prefix_sums: tl.tensor,
+    prefix_stats: tl.tensor,
     out: tl.tensor,
     block_stride: tl.tensor,
     table_stride: tl.tensor,
     scale_log2: tl.tensor,
+    cap_log2: tl.tensor,
     window: tl.tensor,
+    has_cap: tl.constexpr,
+    has_sinks: tl.constexpr,
+    prefix_splits: tl.constexpr,
     workers: tl.constexpr,
     num_kv_heads: tl.constexpr,
     group: tl.constexpr,
@@ -196,14 +192,30 @@ def _decode_kernel(
         stop = tl.minimum(last_tile, end)
         length = tl.load(context_lens + request)
         first_visible = tl.maximum(length - window, 0)
-        from_token = (first_visible // tile_tokens + tile - start) * tile_tokens
+        first_tile = first_visible // tile_tokens
+        if prefix_splits > 0:
+            first_tile = tl.load(prefix_tiles + request)
+        from_token = (first_tile + tile - start) * tile_tokens
         to_token = tl.minimum(from_token + (stop - tile) * tile_tokens, length)
         offset = (request.to(tl.int64) * num_kv_heads + head) * (group * head_dim)
         queries = tl.load(q + offset + at, mask=kept, other=0.0)
-        sums, top, weight = _walk_tiles(
-            queries, keys, tables + request.to(tl.int64) * table_stride, block_stride,
-            num_kv_heads * block_tokens * head_dim, from_token, to_token, first_visible, scale_log2,
-            head_dim, block_tokens, row_block, dim_block, tile_tokens, precision,
+        if cache.dtype.element_ty.is_fp8():
+            queries = queries.to(tl.float16)
+        sums = tl.zeros((row_block, dim_block), tl.float32)
+        top = tl.full((row_block,), float("-inf"), tl.float32)
+        if has_sinks:
+            top = sink_logits(sinks, head * group + rows, rows < tl.where(tile == start, group, 0))
+        weight = tl.where(top == float("-inf"), 0.0, 1.0)
+        if prefix_splits > 0:
+            sums, top, weight = _take_prefix(
+                (sums, top, weight), prefix_sums, prefix_stats, (request * num_kv_heads + head).to(tl.int64),
+                tl.where(tile == start, tl.minimum(first_tile, prefix_splits), 0),
+                prefix_splits, group, head_dim, row_block, dim_block,
+            )  # fmt: skip
+        sums, top, weight = walk_tiles(
+            (sums, top, weight), queries, keys, tables + request.to(tl.int64) * table_stride, block_stride,
+            num_kv_heads * block_tokens * head_dim, from_token, to_token, first_visible, scale_log2, cap_log2, has_cap,
+            head_dim, block_tokens, dim_block, tile_tokens, precision,
         )  # fmt: skip
         first_worker = start // share
         pieces = (end - 1) // share - first_worker + 1
@@ -242,9 +254,16 @@ def attend_decodes(
     """Rows :num_decodes of out [T, num_heads*D] from those of q [T, num_heads, D]; a request without tokens gets zeros."""
     group = layout.num_heads // layout.num_kv_heads
     group_block, dim_block = triton.next_power_of_2(group), max(16, triton.next_power_of_2(layout.head_dim))
+    scale_log2, cap_log2 = log2_factors(scale)
+    shared, unused = plan.shared, batch.context_lens
+    prefix = attend_prefixes(q, layout, batch, cache, scale, shared) if shared else None
     _decode_kernel[(layout.num_kv_heads, plan.workers)](
         q, cache, batch.tables, batch.context_lens, plan.line, workspace.sums, workspace.stats, workspace.arrivals,
-        out, cache.stride(0), batch.tables.stride(0), scale.scale * LOG2_E, scale.window or 2**30,
+        unused if scale.sinks is None else scale.sinks, shared.tiles if shared else unused,
+        prefix.sums if prefix else unused, prefix.stats if prefix else unused,
+        out, cache.stride(0), batch.tables.stride(0), scale_log2, cap_log2, scale.window or 2**30,
+        has_cap=scale.softcap is not None, has_sinks=scale.sinks is not None,
+        prefix_splits=shared.splits if shared else 0,
         workers=plan.workers, num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
         block_tokens=batch.block_tokens, row_block=max(16, group_block), group_block=group_block,
         dim_block=dim_block, tile_tokens=plan.tile_tokens, max_pieces=plan.max_pieces,
@@ -263,7 +282,9 @@ def plan_for(
     batch: AttentionBatch, layout: HeadLayout, scale: AttentionScale, tiling: DecodeTiling
 ) -> DecodePlan:
     """The plan of all layers of one step that share `layout` and `scale`."""
+    shares = batch.shares_prefixes and scale.window is None
+    shared = find_shared(batch, layout, tiling.tile_tokens) if shares else None
     return plan_decodes(
         batch.context_lens, batch.num_decodes, scale.window, tiling.workers(layout), tiling.tile_tokens,
-        tiling.max_pieces(layout),
+        tiling.max_pieces(layout), shared,
     )  # fmt: skip

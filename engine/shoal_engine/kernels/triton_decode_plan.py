@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal_engine.kernels.triton_jit import jit_once
+from shoal_engine.kernels.triton_prefix import SharedPrefix
 
 REQUESTS_PER_PASS = 1024
 COMPARISONS_PER_PASS = 8192  # requests x workers that are compared at once: 64 registers of each thread
@@ -25,20 +26,24 @@ class DecodePlan:
     """line [2 + workers + R + 1] int32: share; number of tiles; first request of every worker; first tile of every request.
 
     max_pieces: a request is never cut into more pieces than this, so that merging them stays cheap.
+    shared: prefixes whose tiles do not stand in the line, because they are read once for several requests.
     """
 
     line: Tensor
     workers: int
     tile_tokens: int
     max_pieces: int
+    shared: SharedPrefix | None = None
 
 
-@jit_once("context_lens", "num_requests", "window")
+@jit_once("context_lens", "prefix_tiles", "num_requests", "window")
 def _plan_kernel(
     context_lens: tl.tensor,
+    prefix_tiles: tl.tensor,
     line: tl.tensor,
     num_requests: tl.tensor,
     window: tl.tensor,
+    has_prefix: tl.constexpr,
     workers: tl.constexpr,
     tile_tokens: tl.constexpr,
     max_pieces: tl.constexpr,
@@ -54,6 +59,8 @@ def _plan_kernel(
         request = begin + tl.arange(0, request_block)
         length = tl.load(context_lens + request, mask=request < num_requests, other=0)
         hidden = tl.maximum(length - window, 0) // tile_tokens
+        if has_prefix:
+            hidden = tl.load(prefix_tiles + request, mask=request < num_requests, other=0)
         tiles = tl.maximum((length + tile_tokens - 1) // tile_tokens - hidden, 1)
         tiles = tl.where(request < num_requests, tiles, 0)
         tl.store(starts + 1 + request, total + tl.cumsum(tiles, 0), mask=request < num_requests)
@@ -79,13 +86,15 @@ def plan_decodes(
     workers: int,
     tile_tokens: int,
     max_pieces: int,
+    shared: SharedPrefix | None = None,
 ) -> DecodePlan:
     """context_lens [R >= num_decodes] int32, on the device; all later values stay there."""
     line = torch.empty(2 + workers + num_decodes + 1, dtype=torch.int32, device=context_lens.device)
     worker_block = triton.next_power_of_2(workers)
     _plan_kernel[(1,)](
-        context_lens, line, num_decodes, window or 2**30, workers=workers, tile_tokens=tile_tokens,
-        max_pieces=max_pieces, request_block=REQUESTS_PER_PASS, worker_block=worker_block,
+        context_lens, shared.tiles if shared else context_lens, line, num_decodes, window or 2**30,
+        has_prefix=shared is not None, workers=workers, tile_tokens=tile_tokens, max_pieces=max_pieces,
+        request_block=REQUESTS_PER_PASS, worker_block=worker_block,
         compare_block=max(1, COMPARISONS_PER_PASS // worker_block), num_warps=4,
     )  # fmt: skip
-    return DecodePlan(line, workers, tile_tokens, max_pieces)
+    return DecodePlan(line, workers, tile_tokens, max_pieces, shared)

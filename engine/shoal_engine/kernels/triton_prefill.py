@@ -17,8 +17,8 @@ from torch import Tensor
 
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.triton_jit import jit, jit_once
+from shoal_engine.kernels.triton_walk import capped, log2_factors, sink_logits
 
-LOG2_E = 1.4426950408889634
 REQUESTS_PER_PASS = 64  # that a program looks through at once for its own
 
 
@@ -49,9 +49,11 @@ def _walk_tiles(
     to_tile: tl.tensor,
     length: tl.tensor,
     scale_log2: tl.tensor,
+    cap_log2: tl.tensor,
     window: tl.tensor,
     masked: tl.constexpr,
     has_window: tl.constexpr,
+    has_cap: tl.constexpr,
     side_stride: tl.constexpr,
     head_dim: tl.constexpr,
     block_tokens: tl.constexpr,
@@ -81,17 +83,22 @@ def _walk_tiles(
         else:
             key = tl.load(keys + at, mask=dims[None, :] < head_dim, other=0.0)
             value = tl.load(keys + side_stride + at, mask=dims[None, :] < head_dim, other=0.0)
+        key, value = key.to(queries.dtype), value.to(queries.dtype)
         scores = tl.dot(queries, tl.trans(key), input_precision=precision)
+        if has_cap:
+            scores, factor = capped(scores, scale_log2, cap_log2), 1.0
+        else:
+            factor = scale_log2
         if masked:
             visible = token[None, :] <= position[:, None]
             if has_window:
                 visible = visible & (token[None, :] > position[:, None] - window)
             scores = tl.where(visible, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+        new_top = tl.maximum(top, tl.max(scores, 1) * factor)
         shift = new_top
         if has_window:  # a row may have seen no visible token yet
             shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        shares = tl.exp2(scores * scale_log2 - shift[:, None])
+        shares = tl.exp2(scores * factor - shift[:, None])
         fade = tl.exp2(top - shift)
         weight = weight * fade + tl.sum(shares, 1)
         sums = sums * fade[:, None]
@@ -142,10 +149,12 @@ def _prefill_kernel(
     context_lens: tl.tensor,
     query_start: tl.tensor,
     first_rows: tl.tensor,
+    sinks: tl.tensor,
     out: tl.tensor,
     block_stride: tl.tensor,
     table_stride: tl.tensor,
     scale_log2: tl.tensor,
+    cap_log2: tl.tensor,
     window: tl.tensor,
     first_request: tl.tensor,
     num_requests: tl.tensor,
@@ -157,6 +166,8 @@ def _prefill_kernel(
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     has_window: tl.constexpr,
+    has_cap: tl.constexpr,
+    has_sinks: tl.constexpr,
     precision: tl.constexpr,
     request_block: tl.constexpr,
 ) -> None:
@@ -176,6 +187,8 @@ def _prefill_kernel(
         at = row[:, None] * head_dim + dims[None, :]
         kept = real[:, None] & (dims < head_dim)[None, :]
         queries = tl.load(q + at, mask=kept, other=0.0)
+        if cache.dtype.element_ty.is_fp8():
+            queries = queries.to(tl.float16)
         length = tl.load(context_lens + request)
         cached = length - (end - start)
         position = cached + query
@@ -189,23 +202,23 @@ def _prefill_kernel(
         keys = cache + head * (block_tokens * head_dim)
         table = tables + request.to(tl.int64) * table_stride
         side_stride: tl.constexpr = num_kv_heads * block_tokens * head_dim
-        state = (
-            tl.zeros((block_m, dim_block), tl.float32),
-            tl.full((block_m,), float("-inf"), tl.float32),
-            tl.zeros((block_m,), tl.float32),
-        )
+        top, weight = tl.full((block_m,), float("-inf"), tl.float32), tl.zeros((block_m,), tl.float32)
+        if has_sinks:
+            top = sink_logits(sinks, head * group + rows % group, real)
+            weight = tl.where(real, 1.0, 0.0)
+        state = (tl.zeros((block_m, dim_block), tl.float32), top, weight)
         if has_window:
             state = _walk_tiles(
-                state, queries, position, keys, table, block_stride, from_tile, whole, length, scale_log2, window,
-                True, has_window, side_stride, head_dim, block_tokens, dim_block, block_n, precision,
+                state, queries, position, keys, table, block_stride, from_tile, whole, length, scale_log2, cap_log2,
+                window, True, has_window, has_cap, side_stride, head_dim, block_tokens, dim_block, block_n, precision,
             )  # fmt: skip
         state = _walk_tiles(
-            state, queries, position, keys, table, block_stride, whole, diagonal, length, scale_log2, window,
-            False, has_window, side_stride, head_dim, block_tokens, dim_block, block_n, precision,
+            state, queries, position, keys, table, block_stride, whole, diagonal, length, scale_log2, cap_log2,
+            window, False, has_window, has_cap, side_stride, head_dim, block_tokens, dim_block, block_n, precision,
         )  # fmt: skip
-        sums, _top, weight = _walk_tiles(
-            state, queries, position, keys, table, block_stride, diagonal, to_tile, length, scale_log2, window,
-            True, has_window, side_stride, head_dim, block_tokens, dim_block, block_n, precision,
+        sums, top, weight = _walk_tiles(
+            state, queries, position, keys, table, block_stride, diagonal, to_tile, length, scale_log2, cap_log2,
+            window, True, has_window, has_cap, side_stride, head_dim, block_tokens, dim_block, block_n, precision,
         )  # fmt: skip
         weight = tl.where(weight == 0.0, 1.0, weight)  # only of rows that are not real
         tl.store(out + at, (sums / weight[:, None]).to(out.dtype.element_ty), mask=kept)
@@ -226,16 +239,19 @@ def attend_prefills(
     first_rows [R] int32: where each request's work begins, if not at its first row (query_start).
     """
     group = layout.num_heads // layout.num_kv_heads
+    scale_log2, cap_log2 = log2_factors(scale)
     block_m = max(tiling.block_m, triton.next_power_of_2(group))
     block_q = block_m // group
     blocks = (q.shape[0] - batch.num_decodes) // block_q + batch.num_requests - batch.num_decodes
     _prefill_kernel[(layout.num_kv_heads, blocks)](
         q, cache, batch.tables, batch.context_lens, batch.query_start,
-        batch.query_start if first_rows is None else first_rows, out, cache.stride(0), batch.tables.stride(0),
-        scale.scale * LOG2_E, scale.window or 2**30, batch.num_decodes, batch.num_requests,
+        batch.query_start if first_rows is None else first_rows,
+        batch.context_lens if scale.sinks is None else scale.sinks, out, cache.stride(0), batch.tables.stride(0),
+        scale_log2, cap_log2, scale.window or 2**30, batch.num_decodes, batch.num_requests,
         num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim, block_tokens=batch.block_tokens,
         dim_block=max(16, triton.next_power_of_2(layout.head_dim)), block_m=block_m, block_n=tiling.block_n,
-        has_window=scale.window is not None, precision="ieee" if q.dtype == torch.float32 else "tf32",
+        has_window=scale.window is not None, has_cap=scale.softcap is not None, has_sinks=scale.sinks is not None,
+        precision="ieee" if q.dtype == torch.float32 else "tf32",
         request_block=REQUESTS_PER_PASS, num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
 

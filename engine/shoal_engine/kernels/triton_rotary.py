@@ -37,6 +37,12 @@ def _head_norm(
     return first, second
 
 
+@jit
+def _clamped(x: tl.tensor) -> tl.tensor:
+    """What float8_e4m3 can hold: 448 is its largest number, and there is no infinity beyond."""
+    return tl.minimum(tl.maximum(x.to(tl.float32), -448.0), 448.0)
+
+
 @jit_once("positions", "slots")
 def _rotate_and_store_kernel(
     qkv: tl.tensor,
@@ -89,8 +95,12 @@ def _rotate_and_store_kernel(
         page = cache + (slot // block_tokens) * block_stride + (slot % block_tokens) * head_dim
         kv_row = page + (heads[:, None] - num_heads) * (block_tokens * head_dim) + lanes[None, :]
         stored = inside & (heads[:, None] >= num_heads)
-        tl.store(kv_row, tl.where(is_value, raw_first, rotated_first), mask=stored)
-        tl.store(kv_row + half, tl.where(is_value, raw_second, rotated_second), mask=stored)
+        kept_first = tl.where(is_value, raw_first, rotated_first)
+        kept_second = tl.where(is_value, raw_second, rotated_second)
+        if cache.dtype.element_ty.is_fp8():
+            kept_first, kept_second = _clamped(kept_first), _clamped(kept_second)
+        tl.store(kv_row, kept_first.to(cache.dtype.element_ty), mask=stored)
+        tl.store(kv_row + half, kept_second.to(cache.dtype.element_ty), mask=stored)
 
 
 def rotate_and_store(

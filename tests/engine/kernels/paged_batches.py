@@ -66,12 +66,12 @@ def filled_cache(batch: AttentionBatch, num_blocks: int, layout: HeadLayout, dty
     """[num_blocks, 2, kv_heads, block_tokens, D]: random where a request has a token, NaN elsewhere."""
     block_tokens = batch.block_tokens
     shape = (num_blocks, 2, layout.num_kv_heads, block_tokens, layout.head_dim)
-    cache = torch.full(shape, float("nan"), dtype=dtype)
+    cache = torch.full(shape, float("nan"), dtype=torch.float16 if dtype.itemsize == 1 else dtype)
     for table, length in zip(batch.tables, batch.context_lens.tolist(), strict=True):
         position = torch.arange(length)
-        keys_and_values = torch.randn(length, 2, layout.num_kv_heads, layout.head_dim).to(dtype)
+        keys_and_values = torch.randn(length, 2, layout.num_kv_heads, layout.head_dim).to(cache.dtype)
         cache[table[position // block_tokens].long(), :, :, position % block_tokens] = keys_and_values
-    return cache
+    return cache.to(dtype)
 
 
 def without_padding(batch: AttentionBatch) -> AttentionBatch:

@@ -45,19 +45,20 @@ def check(
     contexts: Sequence[int],
     layout: HeadLayout = SMALL,
     dtype: torch.dtype = torch.float32,
-    window: int | None = None,
+    scale: AttentionScale | None = None,
+    cache_dtype: torch.dtype | None = None,
     block_tokens: int = 16,
     workers: int = 3,
     prefill: PrefillTiling = TILES,
 ) -> None:
     """Two calls on one batch: the second finds the plan made and the counters of the pieces back at zero."""
     batch, num_blocks = attention_batch(queries, contexts, block_tokens)
-    cache = filled_cache(batch, num_blocks, layout, dtype)
+    cache = filled_cache(batch, num_blocks, layout, cache_dtype or dtype)
     q = torch.randn(sum(queries), layout.num_heads, layout.head_dim).to(dtype)
-    scale = AttentionScale(layout.head_dim**-0.5, window)
+    scale = scale or AttentionScale(layout.head_dim**-0.5)
     real = without_padding(batch)
     rows = int(real.query_start[-1])
-    want = TWIN.attend(q[:rows].float(), layout, real, cache.nan_to_num(0.0).float(), scale)
+    want = TWIN.attend(q[:rows].float(), layout, real, cache.float().nan_to_num(0.0), scale)
     decode = DecodeTiling(tile_tokens=16, programs=workers * layout.num_kv_heads)
     kernels = CudaKernels(decode, prefill)
     tolerance = 1e-5 if dtype == torch.float32 else 4e-3
@@ -92,7 +93,31 @@ def test_any_block_size(block_tokens: int) -> None:
 
 @pytest.mark.parametrize("window", [1, 7, 16, 30, 1000])
 def test_a_sliding_window(window: int) -> None:
-    check([1, 1, 20, 45], [50, 7, 61, 45], window=window)
+    check([1, 1, 20, 45], [50, 7, 61, 45], scale=AttentionScale(0.25, window))
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("workers", [1, 5])
+def test_a_softcap(window: int | None, workers: int) -> None:
+    check([1, 1, 20, 45], [50, 7, 61, 45], scale=AttentionScale(2.0, window, softcap=3.0), workers=workers)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("workers", [1, 5])
+def test_sinks_take_their_share_once(window: int | None, workers: int) -> None:
+    sinks = torch.tensor([-2.0, 0.0, 1.5, 30.0])
+    check(
+        [1, 1, 1, 20, 45],
+        [50, 7, 90, 61, 45],
+        scale=AttentionScale(0.25, window, None, sinks),
+        workers=workers,
+    )
+    check([1, 1], [90, 0], scale=AttentionScale(0.25, window, None, sinks.half()), workers=workers)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_float8_cache(layout: HeadLayout) -> None:
+    check([1, 1, 30], [70, 3, 45], layout, torch.float16, cache_dtype=torch.float8_e4m3fn)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -68,6 +68,21 @@ def test_blocks_may_stand_apart_and_neighbours_stay_untouched() -> None:
     assert torch.all(pool[:, 2] == 7.0)
 
 
+def test_a_float8_cache_holds_what_the_twins_holds() -> None:
+    """Numbers that float8 has stay as they are, and none is larger than 448. The interpreter rounds wrongly."""
+    layout = HeadLayout(4, 2, 16)
+    batch, num_blocks = attention_batch([1, 1, 1, 5], [3, 17, 0, 20], block_tokens=8)
+    qkv = (torch.randn(8, layout.qkv_size) * 200).clamp(-448, 448).to(torch.float8_e4m3fn).to(torch.float16)
+    qkv[:, ::7] *= 128
+    shape = (num_blocks, 2, 2, 8, 16)
+    cache, twin_cache = (torch.zeros(shape).to(torch.float8_e4m3fn) for _ in range(2))
+    no_turn = torch.cat((torch.ones(20, 8), torch.zeros(20, 8)), dim=-1)
+    CudaKernels().rotate_and_store(qkv, layout, no_turn, batch, cache)
+    TWIN.rotate_and_store(qkv, layout, no_turn, batch, twin_cache)
+    assert float(twin_cache.float().abs().max()) == 448.0
+    assert torch.equal(cache.float(), twin_cache.float())
+
+
 def test_a_cache_of_another_dtype_is_refused() -> None:
     layout = HeadLayout(4, 2, 16)
     batch, num_blocks = attention_batch([1], [1], block_tokens=4)
