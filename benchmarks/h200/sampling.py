@@ -38,24 +38,18 @@ def eager_us(call: Callable[[], object]) -> float:
     return statistics.median(times[2:])
 
 
-def measure(
-    case: Case, rows: int, vocab: int, dtype: torch.dtype, blocks: list[int], bandwidth: float
-) -> None:
+def measure(case: Case, rows: int, vocab: int, dtype: torch.dtype, bandwidth: float) -> None:
     x = logits(case, rows, vocab, dtype)
     asked, space = parameters(rows, vocab, case.options), SamplingSpace(rows, vocab, torch.device("cuda"))
     note = check(case, x, asked, space)
     batches = copies_past_the_cache(x)[:64]
     truncated = bool({"top_k", "top_p", "min_p", "mixed"} & set(case.options))
-    times = [
-        us_per_call(lambda one, block=block: sample(one, asked, space, truncated, block), batches)
-        for block in blocks
-    ]
+    us = us_per_call(lambda one: sample(one, asked, space, truncated), batches)
     peer = us_per_call(case.peer, batches[:16])
     before = eager_us(lambda: by_draws(x, asked))
     floor = x.numel() * x.element_size() / bandwidth * 1e6
-    shown = " ".join(f"{us:7.1f}" for us in times)
     print(
-        f"{str(dtype)[6:]:<8} {rows:>4} {case.name:<21} {shown}  {floor / min(times):5.0%}"
+        f"{str(dtype)[6:]:<8} {rows:>4} {case.name:<21} {us:7.1f}  {floor / us:5.0%}"
         f" {peer:9.1f} {before:9.1f}  {note}",
         flush=True,
     )
@@ -94,22 +88,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--vocab", type=int, nargs="+", default=[151936])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument(
-        "--blocks", type=int, nargs="+", default=[32], help="columns of a program of the first pass"
-    )
     options = parser.parse_args()
     torch.manual_seed(0)
     bandwidth = read_bandwidth()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, reads at {bandwidth / 1e12:.2f} TB/s")
     for vocab in options.vocab:
         attempt(check_distribution, vocab)
-        print(
-            f"vocabulary {vocab}; ours, us, for blocks of {options.blocks}; share of bandwidth; torch; draws.py eager"
-        )
+        print(f"vocabulary {vocab}; ours, us; share of bandwidth; torch; draws.py eager")
         for dtype in (getattr(torch, name) for name in options.dtypes):
             for rows in options.rows:
                 for case in CASES:
-                    attempt(measure, case, rows, vocab, dtype, options.blocks, bandwidth)
+                    attempt(measure, case, rows, vocab, dtype, bandwidth)
                 attempt(measure_logprobs, rows, vocab, dtype, bandwidth)
     print(f"took {time.monotonic() - began:.0f} s")
 

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from shoal_engine.kernels.triton_choice import choose
-from shoal_engine.kernels.triton_columns import FOLD, columns_tile, fold_columns
+from shoal_engine.kernels.triton_columns import FOLD, MANY_ROWS, columns_tile, fold_columns
 from shoal_engine.kernels.triton_deep import choose_deep
 from shoal_engine.kernels.triton_truncated import (
     MAX_CANDIDATES,
@@ -44,9 +44,15 @@ class RowParameters:
 
 
 class SamplingSpace:
-    """Results and workspace for up to max_rows rows, allocated once: recorded graphs hold its addresses."""
+    """Results and workspace for up to max_rows rows, allocated once: recorded graphs hold its addresses.
 
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
+    invariant: a row's token has nothing to do with how many rows there are, nor with their type, not even in rounding.
+    """
+
+    def __init__(
+        self, max_rows: int, vocab_size: int, device: torch.device, *, invariant: bool = False
+    ) -> None:
+        self.invariant = invariant
         self.vocab_size = vocab_size
         self.columns = vocab_size // FOLD
         self.width = self.columns + (vocab_size % FOLD > 0)
@@ -76,7 +82,10 @@ def sample(
         )
     columns, width, stride = space.columns, space.width, logits.stride(0)
     asked = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.keys, rows.positions
-    block, chunk, warps = columns_tile(count)
+    block, chunk, warps = columns_tile(MANY_ROWS if space.invariant else count)
+    if space.invariant:  # where others are edited, all are float32
+        logits = logits.float()
+        stride = logits.stride(0)
     fold_columns[(count, triton.cdiv(width, block))](
         logits, rows.temperature, space.maxima, space.masses, vocab, columns, width, stride, FOLD, block, chunk,
         num_warps=warps,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shoal_engine.draws import Truncation, draw, draw_truncated, greedy
 from shoal_engine.kernels import triton_sampling
+from shoal_engine.kernels.triton_columns import MANY_ROWS
 from shoal_engine.kernels.triton_logprobs import chosen_logprobs
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
 from shoal_engine.logprobs import MIN_LOGPROB, ranked_logprobs
@@ -184,6 +185,19 @@ def test_one_truncated_row_among_many_greedy_ones() -> None:
         own = RowParameters(*(getattr(rows, name)[row : row + 1] for name in RowParameters.__slots__))
         alone, _ = sample(logits[row : row + 1], own, SamplingSpace(1, vocab, CPU))
         assert int(alone) == int(got[row])
+
+
+@pytest.mark.parametrize("invariant", [True, False])
+def test_an_invariant_space_sums_a_row_in_one_order_whatever_the_batch(invariant: bool) -> None:
+    vocab = 3000
+    rows, logits = parameters(MANY_ROWS, vocab), text_logits(MANY_ROWS, vocab).bfloat16()
+    whole = SamplingSpace(MANY_ROWS, vocab, CPU, invariant=invariant)
+    got, _ = sample(logits, rows, whole, truncated=False)
+    assert got.tolist() == expected(logits, rows)[0]
+    one = RowParameters(*(getattr(rows, name)[5:6] for name in RowParameters.__slots__))
+    alone = SamplingSpace(1, vocab, CPU, invariant=invariant)
+    sample(logits[5:6].float(), one, alone, truncated=False)
+    assert torch.equal(alone.masses[0], whole.masses[5]) == invariant
 
 
 def test_rows_of_a_wider_tensor_and_padding() -> None:
