@@ -82,6 +82,8 @@ def _of_fresh_prompts() -> Jobs:
         for layout in (LLAMA_8B, HeadLayout(14, 2, 64)):
             scale = AttentionScale(layout.head_dim**-0.5)
             yield partial(_attention, case, layout, torch.bfloat16, 16, scale, CudaKernels())
+    scale, float8 = AttentionScale(128**-0.5), torch.float8_e4m3fn
+    yield partial(_attention, FRESH[1], QWEN3_06B, torch.bfloat16, 16, scale, CudaKernels(), float8)
 
 
 def _of_shared_prefixes() -> Jobs:

@@ -45,7 +45,7 @@ SHARED = [Case(f"{b}x2240 2048 shared", (1,) * b, (2240,) * b, 2048) for b in (3
 QUICK_DECODES = [uniform(1, 577), uniform(32, 577), uniform(256, 577), LONG_TAIL]
 PREFILLS = [fresh(16, 1024), fresh(8, 2048), fresh(2, 8192), chunk(1, 2048, 6144), chunk(16, 16, 1024)]
 QUICK_PREFILLS = [fresh(16, 1024), fresh(1, 8192), chunk(1, 2048, 6144), chunk(16, 16, 1024)]
-ROWS, QUICK_ROWS = (1, 32, 256, 8192), (1, 256, 8192)
+ROWS, QUICK_ROWS = (1, 32, 256, 8192), (256, 8192)
 DECODE_TILINGS = [
     DecodeTiling(64, 2, 3, 264),
     DecodeTiling(64, 2, 3, 528),

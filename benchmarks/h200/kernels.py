@@ -27,12 +27,20 @@ TOLERANCE = 4e-3
 CHECKS_UNTIL_S = 70.0  # what does not end by then is stopped and told
 
 
-def compile_group(lines: Sequence[Timing], group: str) -> None:
-    """Run each line of one group once, so that the compiler's cache on disk has its kernels."""
+def compile_groups(lines: Sequence[Timing], groups: str) -> None:
+    """Run each line of some groups once, so that the compiler's cache on disk has their kernels."""
     for line in lines:
-        if line.group == group:
+        if line.group in groups.split(","):
             line.prepare().calls[0]()
     torch.cuda.synchronize()
+
+
+def bundles(lines: Sequence[Timing]) -> list[str]:
+    """Groups for one process each, joined by commas: attention takes long to compile, the rest goes together."""
+    groups = list({line.group: None for line in lines})
+    heavy = [group for group in groups if group.startswith(("decode", "prefill"))]
+    light = [group for group in groups if group not in heavy]
+    return [*heavy, *(",".join(half) for half in (light[::2], light[1::2]) if half)]
 
 
 def run_side_by_side(commands: dict[str, list[str]], until_s: float) -> int:
@@ -96,11 +104,11 @@ def main() -> None:
     )
     lines = [line for line in lines if options.only in line.group]
     if options.compile:
-        return compile_group(lines, options.compile)
+        return compile_groups(lines, options.compile)
 
     began, passed = time.monotonic(), sys.argv[1:]
     covering = passed if options.variants or options.quick else [*passed, "--quick"]
-    jobs = {f"compile {group}": [*covering, "--compile", group] for group in {x.group: None for x in lines}}
+    jobs = {f"compile {groups}": [*covering, "--compile", groups] for groups in bundles(lines)}
     if not options.quick and not options.skip_checks:
         jobs |= {f"check {group}": ["--check", group] for group in kernel_checks.GROUPS}
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)

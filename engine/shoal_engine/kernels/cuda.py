@@ -91,7 +91,7 @@ class CudaKernels:
         """`out` with the rows of the prefills filled in, or what cuDNN returned when that is all there is."""
         fresh: tuple[DensePrefill, ...] = ()
         if self._prefill_tiling is None:
-            fresh = cudnn_prefill.dense_prefills(batch, q.shape[0], layout, scale, q.dtype)
+            fresh = cudnn_prefill.dense_prefills(batch, layout, scale, q.dtype)
         rows_done = 0
         for one in fresh:
             attended = cudnn_prefill.attend_fresh(q, layout, batch, cache, scale, one)

@@ -43,16 +43,16 @@ class DensePrefill:
 
 
 def dense_prefills(
-    batch: AttentionBatch, num_tokens: int, layout: HeadLayout, scale: AttentionScale, dtype: torch.dtype
+    batch: AttentionBatch, layout: HeadLayout, scale: AttentionScale, dtype: torch.dtype
 ) -> tuple[DensePrefill, ...]:
-    """What of a step goes to cuDNN. Neighbours of one length go together. Reads what the host knows, no tensor."""
+    """What of a step goes to cuDNN: nothing, if the batch does not say its chunks. Neighbours of one length go together."""
     if layout.head_dim not in (64, 128) or dtype not in (torch.bfloat16, torch.float16):
         return ()
     if batch.max_query_len < SHAPE_TOKENS or scale.softcap is not None or scale.sinks is not None:
         return ()
     runs: list[DensePrefill] = []
     row = batch.num_decodes
-    for request, (new, context) in enumerate(_chunks(batch, num_tokens), start=batch.num_decodes):
+    for request, (new, context) in enumerate(batch.chunks, start=batch.num_decodes):
         tokens = new // SHAPE_TOKENS * SHAPE_TOKENS
         if new == context and tokens > 0 and (scale.window is None or scale.window >= new):
             last = runs[-1] if runs else None
@@ -94,16 +94,6 @@ def rows_left(batch: AttentionBatch, dense: tuple[DensePrefill, ...]) -> Tensor:
     for one in dense:
         first[one.first_request : one.first_request + one.count] += one.tokens
     return first
-
-
-def _chunks(batch: AttentionBatch, num_tokens: int) -> tuple[tuple[int, int], ...]:
-    """(new, visible) tokens of the requests after the decodes; () where the host cannot tell."""
-    if batch.chunks:
-        return batch.chunks
-    requests, longest = batch.num_requests, batch.max_query_len
-    if batch.num_decodes == 0 and batch.max_context_len == longest and num_tokens == requests * longest:
-        return ((longest, longest),) * requests  # no request can be shorter, nor have anything cached
-    return ()
 
 
 @jit_once("tables", "table_stride")
