@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,13 +38,13 @@ Timed = list[tuple[float, GemmChoice]]
 
 
 def run(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
-    if choice.method in (Method.GEMV, Method.DOT, Method.STREAM):
+    if choice.method in (Method.GEMV, Method.DOT, Method.STREAM, Method.WARPS):
         return triton_linear.launch(x, weight, scale, choice)
     return triton_linear._by_library(x, weight, scale, choice.method)
 
 
 def run_silu(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
-    if choice.method is Method.STREAM:
+    if choice.method.streams:
         return triton_stream_k.stream_silu(x, weight, choice)
     return triton_norm.silu_mul(run(x, weight, scale, choice))
 
@@ -59,7 +60,7 @@ def compile_one(job: tuple[int, int, int, GemmChoice, bool, bool]) -> None:
         (run_silu if paired else run)(x, weight, scale, choice)
         torch.cuda.synchronize()
     except Exception as error:  # too much shared memory, say; the sweep leaves it out again
-        print(f"cannot run {choice}: {type(error).__name__}", flush=True)
+        print(f"cannot run {choice}: {type(error).__name__} {str(error)[:300]}", flush=True)
 
 
 def compile_all(cases: Iterable[tuple[int, int, int, list[GemmChoice], bool]], fp8: bool) -> None:
@@ -68,9 +69,9 @@ def compile_all(cases: Iterable[tuple[int, int, int, list[GemmChoice], bool]], f
     for rows, n, k, choices, paired in cases:
         for one in choices:
             key: tuple[object, ...] = (one, paired)
-            if one.method is Method.STREAM:
+            if one.method.streams:
                 plan = plan_stream(rows, n // 2 if paired else n, k, one, 132)
-                key = (one.block_m, one.block_n, one.block_k, one.warps, one.stages, plan.most_parts, paired)
+                key = (replace(one, split_k=plan.most_parts, skew=0), paired)
             elif one.method is Method.DOT:
                 key = (one, triton_linear.padded_rows(rows), one.split_k > 1)
             elif one.method is not Method.GEMV:
@@ -130,7 +131,7 @@ def show(name: str, rows: int, weight: Tensor, bandwidth: float, found: Timed, t
     shown = found[:1] + [pair for pair in found[1:] if pair[1] in LIBRARIES] + found[1 : 1 + tuned]
     cells = []
     for us, one in shown:
-        tile = f"{one.block_m or ''}x{one.block_n}x{one.block_k}/{one.split_k} {one.warps}w{one.stages}s"
+        tile = f"{one.block_m or ''}x{one.block_n}x{one.block_k}/{one.split_k} {one.warps}w{one.stages}s+{one.skew}"
         cells.append(f"{us:.1f} {one.method.value}" + (f" {tile}" if one.block_n else ""))
     print(
         f"{name:<13} M={rows:<4} limit {limit:6.1f} {limit / found[0][0]:4.0%} | " + " | ".join(cells),
@@ -145,7 +146,15 @@ def rewrite_table(tables: dict[str, dict[tuple[int, int], list[GemmChoice]]], ca
         for shape, row in tuned.items():
             lines.append(f"    {shape}: (")
             for one in row:
-                numbers = (one.block_n, one.block_k, one.split_k, one.warps, one.stages, one.block_m)
+                numbers = (
+                    one.block_n,
+                    one.block_k,
+                    one.split_k,
+                    one.warps,
+                    one.stages,
+                    one.block_m,
+                    one.skew,
+                )
                 lines.append(f"        (_{one.method.name}, {', '.join(map(str, numbers))}),")
             lines.append("    ),")
         lines.append("}")
@@ -194,6 +203,7 @@ def choices_for(rows: int, part: str, n: int, k: int, tune: bool) -> list[GemmCh
 
 
 def sweep(cases: list[tuple[str, str, int, int]], options: argparse.Namespace) -> None:
+    started = time.perf_counter()
     if options.tune:
         compile_all(
             (
@@ -217,13 +227,14 @@ def sweep(cases: list[tuple[str, str, int, int]], options: argparse.Namespace) -
             choices = [
                 one
                 for one in choices_for(rows, part, n, k, options.tune > 0)
-                if not options.fp8 or one.method is not Method.STREAM
+                if not (options.fp8 and one.method.streams)
             ]
             found = measure(x, weights, scale, choices, want, run_silu if paired else run)
             table = tables["_SILU_TABLE" if paired else "_TABLE"]
             table.setdefault((n, k), []).append(worthwhile(found))
             show(f"{model} {part}", rows, weight, bandwidth, found, options.tune)
         del weights, weight, want
+    print(f"{time.perf_counter() - started:.0f} s in all")
     if options.write:
         rewrite_table(tables, card)
 

@@ -14,6 +14,7 @@ SHAPES = {
              "head": (151936, 1024)},
 }  # fmt: skip
 PROCESSORS = 132
+SKEWS = (0, 11)
 LIBRARIES = [GemmChoice(Method.CUBLAS), GemmChoice(Method.CUBLASLT)]
 GEMVS = [
     GemmChoice(Method.GEMV, n, k, 1, warps, stages)
@@ -30,16 +31,22 @@ DOTS = [
         (1, 2, 4, 8),
     )
 ]
-# block_m, block_n, block_k, warps, stages: what fills shared memory, or half of it.
-STREAM_TILES = [
-    (64, 256, 64, 4, 5), (64, 128, 128, 4, 4), (64, 128, 64, 4, 4), (64, 64, 128, 4, 6),
-    (128, 256, 64, 8, 4), (128, 128, 128, 8, 3), (128, 128, 64, 8, 6), (128, 128, 64, 4, 3),
-    (128, 64, 128, 4, 4), (256, 128, 64, 8, 4), (256, 64, 64, 8, 5),
+# method, block_m, block_n, block_k, warps, stages: what fills shared memory or, for STREAM, half of it.
+_STREAM, _WARPS = Method.STREAM, Method.WARPS
+Tile = tuple[Method, int, int, int, int, int]
+STREAM_TILES: list[Tile] = [
+    (_STREAM, 64, 128, 64, 4, 4), (_STREAM, 128, 128, 64, 4, 3), (_STREAM, 128, 64, 128, 4, 4),
+    (_WARPS, 64, 256, 64, 4, 5), (_WARPS, 64, 128, 64, 4, 8), (_WARPS, 64, 64, 64, 4, 12),
+    (_WARPS, 128, 256, 64, 8, 4), (_WARPS, 128, 128, 64, 8, 6), (_WARPS, 128, 128, 64, 4, 6),
+    (_WARPS, 128, 64, 64, 8, 8), (_WARPS, 192, 128, 64, 12, 5), (_WARPS, 256, 128, 64, 8, 4),
+    (_WARPS, 256, 64, 64, 8, 5), (_WARPS, 64, 128, 128, 4, 4), (_WARPS, 128, 128, 128, 8, 3),
+    (_WARPS, 128, 64, 128, 8, 4),
 ]  # fmt: skip
 # block_n counts gates and, again, ups.
-SILU_TILES = [
-    (64, 128, 64, 4, 5), (64, 64, 128, 4, 4), (128, 128, 64, 8, 4), (128, 64, 128, 8, 3), (128, 64, 64, 8, 6),
-    (256, 64, 64, 8, 4), (256, 32, 64, 8, 5),
+SILU_TILES: list[Tile] = [
+    (_STREAM, 64, 64, 128, 4, 4), (_STREAM, 128, 128, 64, 8, 4), (_WARPS, 64, 128, 64, 4, 5),
+    (_WARPS, 64, 64, 64, 4, 8), (_WARPS, 128, 128, 64, 8, 4), (_WARPS, 128, 64, 64, 8, 6),
+    (_WARPS, 192, 64, 64, 12, 5), (_WARPS, 256, 64, 64, 8, 4), (_WARPS, 256, 32, 64, 8, 5),
 ]  # fmt: skip
 
 
@@ -58,9 +65,9 @@ def candidates(rows: int, n: int, k: int) -> list[GemmChoice]:
     return fits + streams(rows, n, k, STREAM_TILES) + LIBRARIES
 
 
-def streams(rows: int, n: int, k: int, tiles: list[tuple[int, int, int, int, int]]) -> list[GemmChoice]:
+def streams(rows: int, n: int, k: int, tiles: list[Tile]) -> list[GemmChoice]:
     found = []
-    for block_m, block_n, block_k, warps, stages in tiles:
+    for method, block_m, block_n, block_k, warps, stages in tiles:
         if rows < 17 or not _suits(rows, block_m):
             continue
         count, steps = -(-rows // block_m) * -(-n // block_n), k // block_k
@@ -70,13 +77,17 @@ def streams(rows: int, n: int, k: int, tiles: list[tuple[int, int, int, int, int
             if 64 <= count * split <= PROCESSORS and steps >= 3 * split and steps % split == 0
         ]
         splits += [1] if count >= 48 else []
-        splits += [0] if count * steps >= 4 * PROCESSORS and count % PROCESSORS else []
+        uneven = count % PROCESSORS != 0 and count < 2000
+        splits += [0] if uneven and count * steps >= 4 * PROCESSORS else []
         found += [
-            GemmChoice(Method.STREAM, block_n, block_k, split, warps, stages, block_m) for split in splits
+            GemmChoice(method, block_n, block_k, split, warps, stages, block_m, skew)
+            for split, skew in itertools.product(splits, SKEWS)
         ]
     return found
 
 
 def _suits(rows: int, block_m: int) -> bool:
-    """Rows fill their tiles, but the last; weights are read by at most two rows of tiles, four of the widest."""
-    return (block_m == 64 or rows > block_m // 2) and rows <= (512 if block_m >= 128 else 64)
+    """The last tile of rows is more than half full, but for the smallest tile."""
+    if block_m == 64:
+        return rows <= 64
+    return rows > block_m // 2 and (rows % block_m == 0 or rows % block_m * 2 > block_m)

@@ -12,21 +12,27 @@ from enum import Enum
 
 
 class Method(Enum):
-    """GEMV: one row, plain multiply-adds. DOT: tensor cores, the weight as their first operand. STREAM: `triton_stream_k`,
-    Hopper only. The rest is cuBLAS's."""
+    """GEMV: one row, plain multiply-adds. DOT: tensor cores, the weight as their first operand. STREAM: `triton_stream_k`;
+    WARPS: `gluon_stream_k`; both Hopper only. The rest is cuBLAS's."""
 
     GEMV = "gemv"
     DOT = "dot"
     STREAM = "stream"
+    WARPS = "warps"
     CUBLAS = "cublas"
     CUBLASLT = "cublaslt"
+
+    @property
+    def streams(self) -> bool:
+        return self in (Method.STREAM, Method.WARPS)
 
 
 @dataclass(frozen=True, slots=True)
 class GemmChoice:
     """block_n weight rows and block_k of their elements per tile; split_k programs share a row, 0 leaves it to the card.
 
-    stages and, for the rows of x in a tile, block_m are of the tensor cores' methods only.
+    stages and, for the rows of x in a tile, block_m are of the tensor cores' methods only. Tile i starts its sums at step
+    i * skew of K, so that not all programs read the same columns, thus the same channels of memory, at once.
     """
 
     method: Method
@@ -36,147 +42,148 @@ class GemmChoice:
     warps: int = 4
     stages: int = 1
     block_m: int = 0
+    skew: int = 0
 
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 MAX_ROWS = 64  # above it a DOT tile would no longer hold all rows
-_GEMV, _DOT, _STREAM, _CUBLAS, _CUBLASLT = Method  # the order of the class
+_GEMV, _DOT, _STREAM, _WARPS, _CUBLAS, _CUBLASLT = Method  # the order of the class
 
-# (N, K) -> what to use up to ROW_BUCKETS[i] rows: method, block_n, block_k, split_k, warps, stages, block_m.
+# (N, K) -> what to use up to ROW_BUCKETS[i] rows: method, block_n, block_k, split_k, warps, stages, block_m, skew.
 # _SILU_TABLE: the same for products whose halves become SiLU(gate) * up; cuBLAS there leaves that to a second kernel.
-_Row = tuple[Method, int, int, int, int, int, int]
+_Row = tuple[Method, int, int, int, int, int, int, int]
 # --- tuned ---
 # Measured on one NVIDIA H100 80GB HBM3, torch 2.11.0+cu130.
 _TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {
     (6144, 4096): (
-        (_GEMV, 4, 2048, 1, 8, 3, 0),
-        (_DOT, 64, 256, 1, 4, 3, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 4, 2048, 1, 8, 3, 0, 0),
+        (_DOT, 64, 256, 1, 4, 3, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (4096, 4096): (
-        (_GEMV, 2, 2048, 1, 4, 3, 0),
-        (_DOT, 64, 128, 2, 4, 4, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 2, 2048, 1, 4, 3, 0, 0),
+        (_DOT, 64, 128, 2, 4, 4, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (28672, 4096): (
-        (_GEMV, 4, 4096, 1, 8, 3, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_DOT, 64, 128, 1, 4, 4, 0),
-        (_DOT, 128, 128, 1, 4, 3, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 4, 4096, 1, 8, 3, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0, 0),
+        (_DOT, 128, 128, 1, 4, 3, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (4096, 14336): (
-        (_GEMV, 4, 2048, 1, 8, 3, 0),
-        (_DOT, 64, 128, 4, 4, 3, 0),
-        (_DOT, 64, 128, 4, 4, 3, 0),
-        (_DOT, 64, 128, 4, 4, 3, 0),
-        (_DOT, 64, 128, 2, 4, 6, 0),
-        (_DOT, 64, 128, 2, 4, 6, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 4, 2048, 1, 8, 3, 0, 0),
+        (_DOT, 64, 128, 4, 4, 3, 0, 0),
+        (_DOT, 64, 128, 4, 4, 3, 0, 0),
+        (_DOT, 64, 128, 4, 4, 3, 0, 0),
+        (_DOT, 64, 128, 2, 4, 6, 0, 0),
+        (_DOT, 64, 128, 2, 4, 6, 0, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (128256, 4096): (
-        (_GEMV, 4, 4096, 1, 8, 3, 0),
-        (_DOT, 64, 256, 1, 4, 3, 0),
-        (_DOT, 64, 256, 1, 4, 3, 0),
-        (_DOT, 64, 128, 1, 4, 4, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 128, 128, 1, 4, 3, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 4, 4096, 1, 8, 3, 0, 0),
+        (_DOT, 64, 256, 1, 4, 3, 0, 0),
+        (_DOT, 64, 256, 1, 4, 3, 0, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 128, 128, 1, 4, 3, 0, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (4096, 1024): (
-        (_GEMV, 2, 1024, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 2, 1024, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (1024, 2048): (
-        (_GEMV, 2, 1024, 1, 4, 3, 0),
-        (_DOT, 64, 64, 4, 4, 6, 0),
-        (_DOT, 64, 64, 8, 4, 6, 0),
-        (_DOT, 64, 64, 4, 4, 6, 0),
-        (_DOT, 64, 128, 4, 4, 4, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 2, 1024, 1, 4, 3, 0, 0),
+        (_DOT, 64, 64, 4, 4, 6, 0, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0, 0),
+        (_DOT, 64, 64, 4, 4, 6, 0, 0),
+        (_DOT, 64, 128, 4, 4, 4, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (6144, 1024): (
-        (_GEMV, 2, 1024, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 4, 0),
-        (_DOT, 64, 128, 1, 4, 4, 0),
-        (_DOT, 64, 128, 1, 4, 4, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 2, 1024, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
     (1024, 3072): (
-        (_GEMV, 2, 1024, 1, 4, 1, 0),
-        (_DOT, 64, 64, 8, 4, 6, 0),
-        (_DOT, 64, 64, 8, 4, 6, 0),
-        (_DOT, 64, 64, 8, 4, 6, 0),
-        (_DOT, 64, 128, 4, 4, 6, 0),
-        (_DOT, 64, 128, 4, 4, 6, 0),
-        (_DOT, 64, 128, 4, 4, 4, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 2, 1024, 1, 4, 1, 0, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0, 0),
+        (_DOT, 64, 64, 8, 4, 6, 0, 0),
+        (_DOT, 64, 128, 4, 4, 6, 0, 0),
+        (_DOT, 64, 128, 4, 4, 6, 0, 0),
+        (_DOT, 64, 128, 4, 4, 4, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
     ),
     (151936, 1024): (
-        (_GEMV, 4, 1024, 1, 4, 1, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 4, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_DOT, 64, 128, 1, 4, 6, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0),
+        (_GEMV, 4, 1024, 1, 4, 1, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 4, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_DOT, 64, 128, 1, 4, 6, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
+        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
     ),
 }
 _SILU_TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {}
@@ -191,7 +198,7 @@ def choose(rows: int, out_features: int, in_features: int) -> GemmChoice:
 
 @functools.cache
 def choose_silu(rows: int, out_features: int, in_features: int) -> GemmChoice:
-    """As `choose`, for a product whose out_features are gates and then ups. Not STREAM: a product and `silu_mul`."""
+    """As `choose`, for a product whose out_features are gates and then ups. If cuBLAS: a product and `silu_mul`."""
     return _tuned(_SILU_TABLE, rows, out_features, in_features) or choose(rows, out_features, in_features)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoal_engine.kernels.gemm_table import GemmChoice
+from shoal_engine.kernels.gemm_table import GemmChoice, Method
 
 SUM_ROWS = 16  # a shared tile is summed in pieces of so many rows, which its programs take in turn
 
@@ -32,9 +32,9 @@ class StreamPlan:
 def plan_stream(rows: int, columns: int, inner: int, choice: GemmChoice, processors: int) -> StreamPlan:
     """For y [rows, columns] of sums over `inner` elements, on a card that runs `processors` programs at once.
 
-    choice.split_k: 1 gives each tile a program of its own, more cut every tile into so many parts, 0 gives each of the
-    card's processors the same number of steps wherever a tile ends. Parts wait for each other, so all of them must run
-    at once: a split that is too fine for the card becomes 0.
+    choice.split_k: 1 leaves tiles whole, more cut every tile into so many parts, 0 gives each of the card's processors the
+    same number of steps wherever a tile ends. Parts wait for each other, so all of them must run at once: a split that
+    is too fine for the card becomes 0. Of whole tiles WARPS gives a program several, if there are more than processors.
     """
     tiles_m, tiles_n = -(-rows // choice.block_m), -(-columns // choice.block_n)
     tiles, steps = tiles_m * tiles_n, -(-inner // choice.block_k)
@@ -43,6 +43,8 @@ def plan_stream(rows: int, columns: int, inner: int, choice: GemmChoice, process
         budget = -(-tiles * steps // processors)
     elif budget < steps and steps % budget:
         budget = _next_divisor(steps, budget)
+    elif choice.method is Method.WARPS:
+        budget *= -(-tiles // processors)
     return StreamPlan(
         tiles_m, tiles_n, steps, budget, -(-tiles * steps // budget), _most_parts(steps, budget)
     )

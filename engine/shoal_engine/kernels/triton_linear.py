@@ -18,11 +18,13 @@ from torch.nn import functional
 
 from shoal_engine.kernels import triton_norm, triton_stream_k
 from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose, choose_silu
+from shoal_engine.kernels.triton_float8 import to_bfloat16
 from shoal_engine.kernels.triton_jit import jit
 
 PARTIAL_FLOATS = 4 * 2**20  # 16 MiB of float32 sums that the parts of a split row leave for the last of them
 MAX_TILES = 4096
-_BLOCK = tl.constexpr(128)  # rows and columns of a float8 weight that share a factor, where it is scaled in blocks
+# Rows and columns of a float8 weight that share a factor, where it is scaled in blocks.
+_BLOCK = tl.constexpr(128)
 _MIN_DOT_ROWS = 8  # wgmma's narrowest second operand
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _WIDEN = tl.constexpr(
@@ -57,13 +59,14 @@ def _gemv(  # type: ignore[no-untyped-def]
 
 @jit
 def _dot(  # type: ignore[no-untyped-def]
-    x, weight, scale, out, partial, arrivals, m, n, k, split_k,
+    x, weight, scale, x_scale, out, partial, arrivals, m, n, k, split_k,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
-    even: tl.constexpr, scaled: tl.constexpr, blocked: tl.constexpr, split: tl.constexpr,
+    even: tl.constexpr, scaled: tl.constexpr, blocked: tl.constexpr, rounded: tl.constexpr, split: tl.constexpr,
 ):  # fmt: skip
     """out [M, N]: program (tile, part) multiplies block_n weight rows, a part of K, by all M rows of x.
 
-    scaled: `scale` has a factor for each row; blocked: for each 128 x 128 of the weight, of which a tile is a part.
+    scaled: `scale` has a factor for each row; blocked: for each 128 x 128 of the weight, of which a tile is a part;
+    rounded: x is float8 too, and `x_scale` has a factor for each of its rows.
     Of a split tile the last part to arrive adds what all left in `partial` [split_k, M, N], in their order: the same
     bits whoever is last. It also puts `arrivals` back to zero for the next call.
     """
@@ -91,14 +94,14 @@ def _dot(  # type: ignore[no-untyped-def]
         if _WIDEN:
             into = tl.dot(w.to(tl.float32), v.to(tl.float32), into, input_precision="ieee")
         else:
-            into = tl.dot(w.to(v.dtype), v, into)
+            into = tl.dot(to_bfloat16(w) if (scaled or blocked) and not rounded else w, v, into)
         if blocked:
             acc += into * tl.load(scale + tile * block_n // _BLOCK * tl.cdiv(k, _BLOCK) + start // _BLOCK)
         else:
             acc = into
     place = cols.to(tl.int64)[None, :] * n + rows[:, None]
     if split:
-        step = m.to(tl.int64) * n
+        step = n.to(tl.int64) * m  # m may be the constant 1
         tl.store(partial + tl.program_id(1) * step + place, acc, mask=there)
         tl.debug_barrier()  # every thread's sums are written before one thread says so
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == split_k - 1:
@@ -106,13 +109,22 @@ def _dot(  # type: ignore[no-untyped-def]
             for part in range(0, split_k):
                 acc += tl.load(partial + part * step + place, mask=there, other=0.0, cache_modifier=".cg")
             tl.store(arrivals + tile, 0)
-            if scaled:
-                acc *= tl.load(scale + rows, mask=rows < n, other=0.0)[:, None]
+            acc = _scaled(acc, scale, x_scale, rows, cols, m, n, scaled, rounded)
             tl.store(out + place, acc.to(out.dtype.element_ty), mask=there)
     else:
-        if scaled:
-            acc *= tl.load(scale + rows, mask=rows < n, other=0.0)[:, None]
+        acc = _scaled(acc, scale, x_scale, rows, cols, m, n, scaled, rounded)
         tl.store(out + place, acc.to(out.dtype.element_ty), mask=there)
+
+
+@jit
+def _scaled(  # type: ignore[no-untyped-def]
+    acc, scale, x_scale, rows, cols, m, n, scaled: tl.constexpr, rounded: tl.constexpr
+):
+    if scaled:
+        acc *= tl.load(scale + rows, mask=rows < n, other=0.0)[:, None]
+    if rounded:
+        acc *= tl.load(x_scale + cols, mask=cols < m, other=0.0)[None, :]
+    return acc
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -131,35 +143,56 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
 def linear_silu(x: Tensor, weight: Tensor) -> Tensor:
     """x [M, K], weight [2I, K] whose first I rows are gates -> SiLU(x G^T) * (x U^T) [M, I]; see `linear`."""
     choice = choose_silu(x.shape[0], weight.shape[0], weight.shape[1])
-    if choice.method is Method.STREAM and _serves(choice.method, x, weight):
+    if choice.method.streams and _serves(choice.method, x, weight):
         return triton_stream_k.stream_silu(x, weight, choice)
     return triton_norm.silu_mul(linear(x, weight))
 
 
 def launch(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
     """`linear` by one named kernel; for tuning and tests. GEMV takes one row, DOT at most MAX_ROWS."""
-    if choice.method is Method.STREAM:
+    if choice.method.streams:
         if scale is not None:
-            raise ValueError("STREAM has no scales")
+            raise ValueError(f"{choice.method.name} has no scales")
         return triton_stream_k.stream(x, weight, choice)
-    x, (m, k), n = x.contiguous(), x.shape, weight.shape[0]
+    x = x.contiguous()
     _check(x, weight, scale, choice)
+    (m, k), n = x.shape, weight.shape[0]
     out = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    if choice.method is Method.DOT:
+        return _launch_dot(x, weight, scale, None, out, choice)
+    even = n % choice.block_n == 0 and k % choice.block_k == 0
+    _gemv[(triton.cdiv(n, choice.block_n),)](
+        x, weight, x if scale is None else scale, out, n, k, choice.block_n, choice.block_k, even,
+        scale is not None, num_warps=choice.warps, num_stages=choice.stages,
+    )  # fmt: skip
+    return out
+
+
+def launch_rounded(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype, choice: GemmChoice
+) -> Tensor:
+    """x [M, K] float8_e4m3fn with x_scale [M, 1] float32 by a weight with a scale for each channel, by DOT, in float8
+    -> [M, N] of `dtype`."""
+    _check(x, weight, scale, choice)
+    if choice.method is not Method.DOT or scale.dim() != 1:
+        raise ValueError(f"a rounded input needs DOT and a scale for each channel, got {choice.method.name}")
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
+    return _launch_dot(x, weight, scale, x_scale, out, choice)
+
+
+def _launch_dot(
+    x: Tensor, weight: Tensor, scale: Tensor | None, x_scale: Tensor | None, out: Tensor, choice: GemmChoice
+) -> Tensor:
+    (m, k), n = x.shape, weight.shape[0]
     grid_n = triton.cdiv(n, choice.block_n)
     even = n % choice.block_n == 0 and k % choice.block_k == 0
-    scales = x if scale is None else scale
     blocked = scale is not None and scale.dim() == 2
-    if choice.method is Method.GEMV:
-        _gemv[(grid_n,)](
-            x, weight, scales, out, n, k, choice.block_n, choice.block_k, even, scale is not None,
-            num_warps=choice.warps, num_stages=choice.stages,
-        )  # fmt: skip
-        return out
     split = choice.split_k if choice.split_k * m * n <= PARTIAL_FLOATS and grid_n <= MAX_TILES else 1
     partial, arrivals = _shared(x.device) if split > 1 else (x, x)
     _dot[(grid_n, split)](
-        x, weight, scales, out, partial, arrivals, m, n, k, split, padded_rows(m), choice.block_n, choice.block_k,
-        even, scale is not None and not blocked, blocked, split > 1, num_warps=choice.warps, num_stages=choice.stages,
+        x, weight, x if scale is None else scale, x if x_scale is None else x_scale, out, partial, arrivals,
+        m, n, k, split, padded_rows(m), choice.block_n, choice.block_k, even, scale is not None and not blocked,
+        blocked, x_scale is not None, split > 1, num_warps=choice.warps, num_stages=choice.stages,
     )  # fmt: skip
     return out
 
@@ -180,7 +213,7 @@ def _serves(method: Method, x: Tensor, weight: Tensor) -> bool:
     """Whether a kernel of ours can do what the table, which knows nothing of dtypes and cards, asks."""
     if method in (Method.CUBLAS, Method.CUBLASLT) or not (x.is_cuda or _INTERPRETED):
         return False
-    return method is not Method.STREAM or triton_stream_k.serves(x, weight)
+    return not method.streams or triton_stream_k.serves(x, weight)
 
 
 def _by_library(x: Tensor, weight: Tensor, scale: Tensor | None, method: Method) -> Tensor:
@@ -217,4 +250,6 @@ def _check(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) 
     if scale is not None and scale.dim() == 2:
         tile = (choice.block_n, choice.block_k)
         if choice.method is not Method.DOT or any(_BLOCK.value % side for side in tile):
-            raise ValueError(f"a weight scaled in blocks needs DOT in tiles that divide {_BLOCK.value}, got {choice}")
+            raise ValueError(
+                f"a weight scaled in blocks needs DOT in tiles that divide {_BLOCK.value}, got {choice}"
+            )

@@ -15,11 +15,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from shoal_engine.kernels.gemm_table import GemmChoice
+from shoal_engine.kernels import gluon_stream_k
+from shoal_engine.kernels.gemm_table import GemmChoice, Method
 from shoal_engine.kernels.stream_plan import SUM_ROWS, StreamPlan, plan_stream
 from shoal_engine.kernels.triton_jit import jit, jit_once
 
-MAX_SHARED_TILES = 4096
+MAX_SHARED_TILES = 16384
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _WIDEN = tl.constexpr(
     _INTERPRETED
@@ -54,9 +55,9 @@ def _slot(partial, program, begins_before, floats: tl.constexpr):  # type: ignor
     return partial + (2 * program + tl.where(begins_before, 0, 1)).to(tl.int64) * floats
 
 
-@jit_once("m", "n", "steps", "tiles_m", "total", "budget")
+@jit_once("m", "n", "steps", "tiles_m", "total", "budget", "skew")
 def _stream(  # type: ignore[no-untyped-def]
-    x, weight, residual, out, partial, arrivals, m, n, steps, tiles_m, total, budget,
+    x, weight, residual, out, partial, arrivals, m, n, steps, tiles_m, total, budget, skew,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, most_parts: tl.constexpr,
     paired: tl.constexpr, added: tl.constexpr, multiplies: tl.constexpr, sums: tl.constexpr,
 ):  # fmt: skip
@@ -75,11 +76,13 @@ def _stream(  # type: ignore[no-untyped-def]
             col = tile // tiles_m * block_n
             acc = tl.zeros((block_m, block_n), tl.float32)
             up = tl.zeros((block_m, block_n), tl.float32) if paired else acc
+            offset = tile * skew % steps
             for step in range(first, last):
-                v = x.load([row, step * block_k])
-                acc = _multiply(v, weight.load([col, step * block_k]), acc)
+                inner = tl.where(step + offset < steps, step + offset, step + offset - steps) * block_k
+                v = x.load([row, inner])
+                acc = _multiply(v, weight.load([col, inner]), acc)
                 if paired:
-                    up = _multiply(v, weight.load([n + col, step * block_k]), up)
+                    up = _multiply(v, weight.load([n + col, inner]), up)
             rows, cols = tl.arange(0, block_m), tl.arange(0, block_n)
             if most_parts == 1 or last - first == steps:
                 _finish(acc, up, residual, out, row + rows, col + cols, m, n, paired, added)
@@ -165,13 +168,16 @@ def _launch(
     out = torch.empty((m, columns), dtype=x.dtype, device=x.device)
     partial, arrivals = (x, x) if plan.most_parts == 1 else _shared(x.device)
     _check_space(plan, choice, partial, paired)
+    if choice.method is Method.WARPS and not _INTERPRETED:
+        gluon_stream_k.launch(x, weight, residual, out, partial, arrivals, plan, choice, paired)
+        return out
     # The interpreter runs one program after the other: none may wait, so the sums are a second round of all.
     for multiplies, sums in [(True, False), (False, True)] if _INTERPRETED else [(True, True)]:
         _stream[(plan.programs,)](
             TensorDescriptor.from_tensor(x, [choice.block_m, choice.block_k]),
             TensorDescriptor.from_tensor(weight, [choice.block_n, choice.block_k]),
             x if residual is None else residual, out, partial, arrivals, m, columns,
-            plan.steps, plan.tiles_m, plan.total, plan.budget,
+            plan.steps, plan.tiles_m, plan.total, plan.budget, choice.skew % plan.steps,
             choice.block_m, choice.block_n, choice.block_k, plan.most_parts,
             paired, residual is not None, multiplies, sums,
             num_warps=choice.warps, num_stages=choice.stages,

@@ -29,8 +29,8 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_outputs(monkeypatch)
 
 
-def choice_of(split_k: int) -> GemmChoice:
-    return GemmChoice(Method.STREAM, 32, 32, split_k, 4, 3, 32)
+def choice_of(split_k: int, skew: int = 0) -> GemmChoice:
+    return GemmChoice(Method.STREAM, 32, 32, split_k, 4, 3, 32, skew)
 
 
 def operands(m: int, n: int, k: int) -> tuple[Tensor, Tensor]:
@@ -45,6 +45,7 @@ def assert_near(got: Tensor, want: Tensor, most: float = 8e-3) -> None:
 
 
 @given(
+    method=st.sampled_from([Method.STREAM, Method.WARPS]),
     rows=st.integers(1, 600),
     columns=st.integers(1, 3000),
     inner=st.integers(1, 3000),
@@ -52,9 +53,10 @@ def assert_near(got: Tensor, want: Tensor, most: float = 8e-3) -> None:
     processors=st.integers(1, 132),
 )
 def test_a_plan_covers_all_steps_and_shared_tiles_run_at_once(
-    rows: int, columns: int, inner: int, split: int, processors: int
+    method: Method, rows: int, columns: int, inner: int, split: int, processors: int
 ) -> None:
-    plan = plan_stream(rows, columns, inner, GemmChoice(Method.STREAM, 64, 64, split, 4, 3, 128), processors)
+    plan = plan_stream(rows, columns, inner, GemmChoice(method, 64, 64, split, 4, 3, 128), processors)
+    assert method is Method.STREAM or plan.programs <= processors
     assert (plan.programs - 1) * plan.budget < plan.total <= plan.programs * plan.budget
     assert plan.most_parts == 1 or plan.programs <= processors
     for tile in range(plan.tiles_m * plan.tiles_n):
@@ -62,10 +64,11 @@ def test_a_plan_covers_all_steps_and_shared_tiles_run_at_once(
         assert tail - lead + 1 <= plan.most_parts
 
 
+@pytest.mark.parametrize("skew", [0, 3])
 @pytest.mark.parametrize(("m", "n", "k", "split"), CASES)
-def test_a_product(m: int, n: int, k: int, split: int) -> None:
+def test_a_product(m: int, n: int, k: int, split: int, skew: int) -> None:
     x, weight = operands(m, n, k)
-    assert_near(stream(x, weight, choice_of(split)), x.double() @ weight.double().T)
+    assert_near(stream(x, weight, choice_of(split, skew)), x.double() @ weight.double().T)
 
 
 @pytest.mark.parametrize(("m", "n", "k", "split"), CASES)
@@ -100,7 +103,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 @pytest.mark.parametrize("method", [Method.STREAM, Method.CUBLAS])
 def test_linear_goes_by_the_table(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
     x, weight = operands(20, 64, 128)
-    row = ((method, 32, 32, 2, 4, 3, 32),) * len(gemm_table.ROW_BUCKETS)
+    row = ((method, 32, 32, 2, 4, 3, 32, 0),) * len(gemm_table.ROW_BUCKETS)
     monkeypatch.setattr(gemm_table, "_TABLE", {(64, 128): row})
     monkeypatch.setattr(gemm_table, "_SILU_TABLE", {(64, 128): row})
     gemm_table.choose.cache_clear()
