@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shoal_engine.config import ModelConfig
 from shoal_engine.errors import ModelLoadError
+from shoal_engine.quantization.fp8 import Fp8Weight
 
 
 class Checkpoint(Protocol):
@@ -28,14 +29,20 @@ class Checkpoint(Protocol):
     def stored_bytes(self, name: str) -> int:
         """Of one tensor as it is stored: the sum over all names is `total_bytes`, so progress can be told."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the numbers of one tensor, without reading them."""
+
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor on the CPU. dtype None = as stored, float32 for quantised types.
 
         It may be a view on the mapped file: copy before writing. Raises ModelLoadError for an unknown name.
         """
 
-    def quantised(self, name: str) -> tuple[str, Tensor] | None:
-        """Block type's name and uint8 [rows, bytes of a row] of a tensor stored in blocks; None for plain numbers."""
+    def quantised(self, name: str) -> tuple[str, Tensor] | Fp8Weight | None:
+        """A matrix as it is stored; None for plain numbers.
+
+        GGUF: block type's name and uint8 [rows, bytes of a row]. float8: with its scales, on the CPU.
+        """
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:

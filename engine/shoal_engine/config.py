@@ -50,6 +50,16 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fp8Config:
+    """Matrices are stored as float8 e4m3 with their scales; which ones and how they are scaled, the tensors say.
+
+    round_input: whether products may round their input to float8 too, as the checkpoint was made for.
+    """
+
+    round_input: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Sizes and switches of a decoder. `architecture` is the Hugging Face class name in every file format.
 
@@ -79,6 +89,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     torch_dtype: str = "bfloat16"  # the weights' type as published
+    fp8: Fp8Config | None = None
 
     def __post_init__(self) -> None:
         for name, most in _LARGEST.items():

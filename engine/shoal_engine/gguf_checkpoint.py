@@ -72,6 +72,9 @@ class GgufCheckpoint:
     def stored_bytes(self, name: str) -> int:
         return self._stored(name).data.nbytes
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored(name).shape
+
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         block_type, rows, shape = self.raw(name)
         return dequantize(rows.view(-1), block_type, dtype).view(shape)

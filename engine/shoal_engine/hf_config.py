@@ -13,6 +13,7 @@ from typing import Any
 from shoal_engine.config import GenerationDefaults, ModelConfig
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.fields import Fields, read_json
+from shoal_engine.hf_quantization import read_quantization
 from shoal_engine.hf_rope import read_rope
 
 
@@ -73,7 +74,6 @@ def read_hf_config(folder: Path) -> ModelConfig:
 def _values(fields: Fields, generation: Fields) -> dict[str, Any]:
     architecture = _architecture(fields)
     family = _FAMILIES[architecture]
-    _refuse_quantized(fields)
     num_layers = fields.integer("num_hidden_layers")
     num_heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
@@ -106,6 +106,7 @@ def _values(fields: Fields, generation: Fields) -> dict[str, Any]:
         "eos_token_ids": _eos_token_ids(fields, generation, family),
         "generation": _generation(generation),
         "torch_dtype": fields.text("dtype", fields.text("torch_dtype", "float32")),
+        "fp8": read_quantization(fields),
     }
 
 
@@ -131,15 +132,6 @@ def _architecture(fields: Fields) -> str:
         f"{fields.source}: architecture {', '.join(names) or '(none)'} is not supported; "
         f"supported: {', '.join(_FAMILIES)}. Serve a model that is one of these"
     )
-
-
-def _refuse_quantized(fields: Fields) -> None:
-    if fields.any("quantization_config") is not None:
-        method = fields.inside("quantization_config").text("quant_method", "of unknown kind")
-        raise ModelLoadError(
-            f"{fields.source}: quantization {method!r} is not supported; "
-            "serve the unquantised checkpoint or a GGUF file of this model"
-        )
 
 
 def _eos_token_ids(fields: Fields, generation: Fields, family: _Family) -> tuple[int, ...]:

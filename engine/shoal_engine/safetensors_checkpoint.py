@@ -14,6 +14,7 @@ from torch import Tensor
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.fields import Fields, read_json
 from shoal_engine.hf_config import read_hf_config
+from shoal_engine.quantization.fp8 import BLOCK, Fp8Weight, read_scaled
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -30,6 +31,9 @@ _DTYPE_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
+_FLOAT8 = "F8_E4M3"
+# Beside a float8 `weight`; whatever the name, what its numbers are multiplied by.
+_SCALE_SUFFIXES = ("_scale", "_scale_inv")
 
 
 class SafetensorsCheckpoint:
@@ -49,12 +53,34 @@ class SafetensorsCheckpoint:
         self._file(name)
         return self._sizes[name]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file(name).get_slice(name).get_shape())
+
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        scaled = self.quantised(name)
+        if scaled is not None:
+            return scaled.dequantise(dtype or torch.float32)
         tensor: Tensor = self._file(name).get_tensor(name)
         return tensor if dtype is None else tensor.to(dtype)
 
-    def quantised(self, name: str) -> tuple[str, Tensor] | None:
-        return None
+    def quantised(self, name: str) -> Fp8Weight | None:
+        if self.config.fp8 is None or self._file(name).get_slice(name).get_dtype() != _FLOAT8:
+            return None
+        scale_name = next((name + end for end in _SCALE_SUFFIXES if name + end in self._files), None)
+        if scale_name is None:
+            raise ModelLoadError(
+                f"{self._folder}: {name!r} is float8 but has no scale {name + _SCALE_SUFFIXES[0]!r} or "
+                f"{name + _SCALE_SUFFIXES[1]!r}; download it again"
+            )
+        values: Tensor = self._file(name).get_tensor(name)
+        scale: Tensor = self._file(scale_name).get_tensor(scale_name)
+        scaled = read_scaled(values, scale, self.config.fp8.round_input) if values.dim() == 2 else None
+        if scaled is None:
+            raise ModelLoadError(
+                f"{self._folder}: {scale_name!r} has shape {list(scale.shape)}, which is no scale of {name!r} "
+                f"{list(values.shape)}: not of the matrix, its rows or blocks of {BLOCK} x {BLOCK}; download both again"
+            )
+        return scaled
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
@@ -66,6 +92,8 @@ class SafetensorsCheckpoint:
     def _size(self, name: str) -> int:
         part = self._files[name].get_slice(name)
         dtype = part.get_dtype()
+        if dtype == _FLOAT8 and self.config.fp8 is not None:
+            return math.prod(part.get_shape())
         if dtype not in _DTYPE_BYTES:
             raise ModelLoadError(
                 f"{self._folder}: tensor {name!r} is stored as {dtype}; serve a checkpoint in one of "

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from shoal_engine.kernels.cpu_linear import MAX_M
-from shoal_engine.layers.products import PackedProduct, QuantisedBlocks, QuantisedProduct, matrix_product
+from shoal_engine.layers.products import (
+    Matrix,
+    PackedProduct,
+    QuantisedBlocks,
+    QuantisedProduct,
+    matrix_product,
+)
 
 OUT, IN = 80, 96
 
@@ -24,6 +30,10 @@ def quantised(block_type: str, seed: int) -> tuple[QuantisedBlocks, Tensor]:
     )
 
 
+def matrix(weight: Tensor, stored: QuantisedBlocks | None = None) -> Matrix:
+    return Matrix(*weight.shape, weight.dtype, weight.device, lambda: weight, stored)
+
+
 @pytest.mark.parametrize("rows", [1, 5, MAX_M, MAX_M + 1, 100])
 @pytest.mark.parametrize("block_type", ["Q4_0", "Q4_1", "Q8_0", "Q5_1"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
@@ -33,7 +43,7 @@ def test_a_quantised_product_equals_the_dense_one(
     torch.manual_seed(rows)
     blocks, weight = quantised(block_type, rows)
     x, bias = torch.randn(rows, IN).to(dtype), torch.randn(OUT).to(dtype)
-    product = matrix_product(weight.to(dtype), bias, blocks)
+    product = matrix_product(matrix(weight.to(dtype), blocks), bias)
     want = x.float() @ weight.T + bias.float()
     error = (product(x).float() - want).abs().max() / want.abs().max()
     assert error < tolerance
@@ -50,12 +60,17 @@ def test_a_quantised_product_equals_the_dense_one(
 )
 def test_small_batches_read_the_stored_bits_where_a_kernel_knows_them(block_type: str, layout: type) -> None:
     blocks, weight = quantised(block_type, 0)
-    assert type(matrix_product(weight, None, blocks)) is layout
+    assert type(matrix_product(matrix(weight, blocks))) is layout
 
 
 def test_without_memory_for_a_dense_copy_the_stored_bits_serve_any_number_of_rows() -> None:
     blocks, weight = quantised("Q4_1", 0)
-    product = matrix_product(weight, None, blocks, keep_dense=False)
+
+    def dense() -> Tensor:
+        raise AssertionError("nobody needs the numbers themselves")
+
+    unread = Matrix(OUT, IN, weight.dtype, weight.device, dense, blocks)
+    product = matrix_product(unread, keep_dense=False)
     assert isinstance(product, QuantisedProduct)
     assert product.many is None
     x = torch.randn(3 * MAX_M + 1, IN)
@@ -63,4 +78,4 @@ def test_without_memory_for_a_dense_copy_the_stored_bits_serve_any_number_of_row
 
 
 def test_plain_weights_are_packed_once() -> None:
-    assert type(matrix_product(torch.randn(OUT, IN))) is PackedProduct
+    assert type(matrix_product(matrix(torch.randn(OUT, IN)))) is PackedProduct

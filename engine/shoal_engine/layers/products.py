@@ -6,6 +6,7 @@ Knows block types by name and no files. Every layout reads float32 or bfloat16 a
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from shoal_engine.kernels.cpu_build import BuildError, load_library
 from shoal_engine.kernels.cpu_linear import MAX_M, PackedLinear, WeightKind, pack_q4, pack_q8_0
+from shoal_engine.quantization.fp8 import Fp8Weight
 
 # oneDNN lays a weight out for an expected number of rows. Measured with SmolLM2 on two Zen 5 cores: the layout for 16
 # rows is the fastest at 1, 4, 16 and 64 rows and within 1 % of the best at 512, so one packed copy serves all batches.
@@ -34,6 +36,24 @@ class QuantisedBlocks:
 
     block_type: str
     rows: Tensor
+
+
+StoredMatrix = QuantisedBlocks | Fp8Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """W [out, in] before its run layout is chosen, for a model in `dtype` on `device`.
+
+    dense() reads it in that type and place; stored: the same numbers as the checkpoint holds them, where it is quantised.
+    """
+
+    out_features: int
+    in_features: int
+    dtype: torch.dtype
+    device: torch.device
+    dense: Callable[[], Tensor]
+    stored: StoredMatrix | None = None
 
 
 class DenseProduct:
@@ -78,24 +98,29 @@ class QuantisedProduct:
         return self.many(x)
 
 
-def matrix_product(
-    weight: Tensor,
-    bias: Tensor | None = None,
-    blocks: QuantisedBlocks | None = None,
-    *,
-    keep_dense: bool = True,
-) -> MatrixProduct:
-    """The fastest product for weight [out, in] on its device.
-
-    blocks: the same weight as the checkpoint stores it. keep_dense: whether memory allows a dense copy beside it.
-    """
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return DenseProduct(weight, bias)
-    packed = _pack(blocks, *weight.shape) if blocks is not None and _compiled() else None
+def matrix_product(matrix: Matrix, bias: Tensor | None = None, *, keep_dense: bool = True) -> MatrixProduct:
+    """The fastest product on its device. keep_dense: whether memory allows a dense copy beside the stored blocks."""
+    if matrix.device.type == "cuda":
+        return _gpu_product(matrix, bias)
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return DenseProduct(matrix.dense(), bias)
+    packed = None
+    if isinstance(matrix.stored, QuantisedBlocks) and _compiled():
+        packed = pack_blocks(matrix.stored, matrix.out_features, matrix.in_features)
     if packed is not None and not keep_dense:
         return QuantisedProduct(packed, None, bias)
-    dense = PackedProduct(weight, bias)
+    dense = PackedProduct(matrix.dense(), bias)
     return dense if packed is None else QuantisedProduct(packed, dense, bias)
+
+
+def _gpu_product(matrix: Matrix, bias: Tensor | None) -> MatrixProduct:
+    from shoal_engine.layers import gpu_products  # needs Triton, which a CPU does without
+
+    if isinstance(matrix.stored, Fp8Weight) and gpu_products.float8_runs(matrix.device, matrix.dtype):
+        return gpu_products.fp8_product(matrix.stored.to(matrix.device), bias)
+    if matrix.dtype == torch.bfloat16:
+        return gpu_products.Bf16Product(matrix.dense(), bias)
+    return DenseProduct(matrix.dense(), bias)
 
 
 @functools.cache
@@ -108,8 +133,8 @@ def _compiled() -> bool:
     return True
 
 
-def _pack(blocks: QuantisedBlocks, out_features: int, in_features: int) -> PackedLinear | None:
-    """None for block types that are only ever run dense."""
+def pack_blocks(blocks: QuantisedBlocks, out_features: int, in_features: int) -> PackedLinear | None:
+    """What runs in the bits it is stored in; None for block types that are only ever run dense."""
     if blocks.block_type == "Q8_0":
         return pack_q8_0(blocks.rows, out_features, in_features)
     if blocks.block_type in ("Q4_0", "Q4_1"):

@@ -15,7 +15,7 @@ from shoal_engine.layers.attention import Attention
 from shoal_engine.layers.mlp import GatedMLP
 from shoal_engine.layers.norm import RMSNorm
 from shoal_engine.layers.rotary import rope_table
-from shoal_engine.weights import Weights
+from shoal_engine.weights import ModelWeights
 
 
 class Block:
@@ -34,7 +34,9 @@ class Block:
 
 
 class Llama:
-    def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels, max_positions: int) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, kernels: Kernels, max_positions: int
+    ) -> None:
         self.config = config
         hidden = config.hidden_size
         self.embedding = weights.take("model.embed_tokens.weight", config.vocab_size, hidden)
@@ -61,7 +63,7 @@ class Llama:
 
 
 def _block(
-    config: ModelConfig, weights: Weights, kernels: Kernels, rope: Tensor, name: str, layer: int
+    config: ModelConfig, weights: ModelWeights, kernels: Kernels, rope: Tensor, name: str, layer: int
 ) -> Block:
     hidden, eps = config.hidden_size, config.norm_eps
     return Block(
@@ -84,7 +86,7 @@ def _block(
 
 
 def _attention(
-    config: ModelConfig, weights: Weights, kernels: Kernels, rope: Tensor, name: str, layer: int
+    config: ModelConfig, weights: ModelWeights, kernels: Kernels, rope: Tensor, name: str, layer: int
 ) -> Attention:
     layout = HeadLayout(config.num_heads, config.num_kv_heads, config.head_dim)
     return Attention(

@@ -1,0 +1,154 @@
+"""Run layouts of a weight on an NVIDIA GPU: as it is, or float8 e4m3 with scales. Which kernel serves is `kernels`' tables'.
+
+Every product keeps `weight` [N, K] and `bias` [N] or None where the fused decode kernels find them, and `scale` [N] or None.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shoal_engine.kernels import triton_linear
+from shoal_engine.kernels.fp8_table import Fp8Choice, Fp8Way, choose_fp8, wide_tile
+from shoal_engine.kernels.gemm_table import MAX_ROWS
+from shoal_engine.kernels.triton_quantise import quantise_groups, quantise_rows, rescale
+from shoal_engine.quantization.fp8 import BLOCK, Fp8Weight
+
+_GROUPS_TOGETHER = 4  # cuBLASLt reads the scales of a weight's blocks in rows of whole 16 bytes
+
+
+class Bf16Product:
+    """A bfloat16 weight: Triton for few rows, where reading it is the time, cuBLAS for many."""
+
+    scale = None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return triton_linear.linear(x, self.weight)
+        if x.shape[0] > MAX_ROWS:
+            return functional.linear(x, self.weight, self.bias)
+        return triton_linear.linear(x, self.weight).add_(self.bias)
+
+
+class Fp8Product:
+    """A float8 weight with a scale for each channel.
+
+    Few rows widen it in registers and keep their own bits; more are rounded to float8 by token and multiplied in it, unless
+    the checkpoint wants its input left alone.
+    """
+
+    def __init__(self, stored: Fp8Weight, bias: Tensor | None = None) -> None:
+        self.weight = stored.values
+        self.scale = stored.scale
+        self.bias = bias
+        self._stored = stored
+        self._one = torch.ones((), dtype=torch.float32, device=stored.scale.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows, (n, k) = x.shape[0], self.weight.shape
+        choice = choose_fp8(rows, n, k, in_blocks=False)
+        if choice.way is not Fp8Way.WIDE and not (self._stored.round_input and _aligned(n, k)):
+            return _unrounded(x, self._stored, self.bias)
+        if choice.way is Fp8Way.WIDE and choice.tile is not None:
+            return _added(triton_linear.launch(x, self.weight, self.scale, choice.tile), self.bias)
+        return self.multiply_rounded(*quantise_rows(x), x.dtype, choice)
+
+    def multiply_rounded(self, values: Tensor, scales: Tensor, dtype: torch.dtype, by: Fp8Choice) -> Tensor:
+        """values [M, K] float8_e4m3fn with scales [M, 1] float32 -> [M, N]."""
+        if by.way is Fp8Way.TENSOR:
+            # The sum of K products of at most 448 x 448 is far inside bfloat16's range.
+            product = self._by_torch(values, self._one, self._one, dtype)
+            return rescale(product, scales, self.scale, self.bias)
+        if by.tile is not None:
+            product = triton_linear.launch_rounded(values, scales, self.weight, self.scale, dtype, by.tile)
+        else:
+            product = self._by_torch(values, scales, self.scale[None, :], dtype)
+        return _added(product, self.bias)
+
+    def _by_torch(self, values: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch._scaled_mm(
+            values, self.weight.t(), scale_a=scale_a, scale_b=scale_b, out_dtype=dtype, use_fast_accum=True
+        )
+
+
+class BlockFp8Product:
+    """A float8 weight with a scale for each 128 x 128; the activations of many rows are rounded in groups of 128.
+
+    Without `scale`: the fused decode kernels know no such weight.
+    """
+
+    def __init__(self, stored: Fp8Weight, bias: Tensor | None = None) -> None:
+        self.weight = stored.values
+        self.bias = bias
+        self._stored = stored
+        self._block_scale = _padded_scale(stored.scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows, (n, k) = x.shape[0], self.weight.shape
+        choice = choose_fp8(rows, n, k, in_blocks=True)
+        if choice.tile is not None:
+            return _added(triton_linear.launch(x, self.weight, self._stored.scale, choice.tile), self.bias)
+        if not (self._stored.round_input and _in_whole_blocks(x, n, k)):
+            return _unrounded(x, self._stored, self.bias)
+        return self.multiply_rounded(*quantise_groups(x), x.dtype)[:rows]
+
+    def multiply_rounded(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """values [P, K] float8_e4m3fn with scales [P, K / 128] float32, strides (1, P) -> [P, N]; P a multiple of 4."""
+        product: Tensor = functional.scaled_mm(
+            values,
+            self.weight.t(),
+            scales,
+            functional.ScalingType.BlockWise1x128,
+            self._block_scale,
+            functional.ScalingType.BlockWise128x128,
+            output_dtype=dtype,
+        )
+        return _added(product, self.bias)
+
+
+def float8_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the GPU converts and multiplies float8: Ada, Hopper and later, for models in bfloat16."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def fp8_product(stored: Fp8Weight, bias: Tensor | None = None) -> Fp8Product | BlockFp8Product:
+    return BlockFp8Product(stored, bias) if stored.in_blocks else Fp8Product(stored, bias)
+
+
+def _aligned(n: int, k: int) -> bool:
+    """cuBLASLt's float8 products want 16-byte rows."""
+    return n % 16 == 0 and k % 16 == 0
+
+
+def _in_whole_blocks(x: Tensor, n: int, k: int) -> bool:
+    """torch offers products scaled in blocks on Hopper alone."""
+    hopper = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] == 9
+    return hopper and n % BLOCK == 0 and k % BLOCK == 0
+
+
+def _padded_scale(scale: Tensor) -> Tensor:
+    """scale [N / 128, K / 128] -> [K / 128 rounded up to 4, N / 128] with strides (1, its height)."""
+    width = -(-scale.shape[1] // _GROUPS_TOGETHER) * _GROUPS_TOGETHER
+    padded = scale.new_zeros((scale.shape[0], width))
+    padded[:, : scale.shape[1]] = scale
+    return padded.t()
+
+
+def _unrounded(x: Tensor, stored: Fp8Weight, bias: Tensor | None) -> Tensor:
+    """For inputs that must keep their bits, and for rare shapes. Many rows write the weight out in x's type each time."""
+    rows, (n, k) = x.shape[0], stored.values.shape
+    if rows > MAX_ROWS:
+        return functional.linear(x, stored.dequantise(x.dtype), bias)
+    tile = wide_tile(rows, n, k, stored.in_blocks)
+    return _added(triton_linear.launch(x, stored.values, stored.scale, tile), bias)
+
+
+def _added(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y.add_(bias)
