@@ -1,4 +1,4 @@
-"""Kernel by kernel on a GPU: is a row's result the same to the last bit, whatever stands beside it? And what does it cost?
+"""Kernel by kernel on a GPU: is a row's result the same to the last bit, whatever stands beside it?
 
 Compares bits with bits: that the results are right is `kernels.py`'s to check and the tests'.
 """
@@ -6,18 +6,14 @@ Compares bits with bits: that the results are right is `kernels.py`'s to check a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 
 import torch
-from graph_clock import copies_past_the_cache, us_per_call
 from torch import Tensor
 from torch.nn import functional
 
-from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.invariant import InvariantKernels
-from shoal_engine.kernels.triton_invariant import TILES, InvariantTile, invariant_linear
+from shoal_engine.kernels.triton_invariant import TILES, invariant_linear
 from shoal_engine.kernels.triton_prefill import PrefillTiling
 
 SHAPES = [
@@ -27,7 +23,6 @@ SHAPES = [
     (4096, 14336),
     (1000, 1000),
 ]  # N, K; the last fits no tile
-TIMED = [(4096, 1024), (1024, 3072), (6144, 4096), (28672, 4096), (4096, 14336)]
 ROWS = 2048
 PIECES = [(0, 1), (1, 1), (63, 2), (5, 8), (100, 16), (7, 17), (0, 64), (511, 100), (256, 129), (1000, 700)]
 OTHERS = 255  # requests in its company
@@ -36,7 +31,7 @@ BLOCK_TOKENS = 16
 LAYOUTS = [HeadLayout(16, 8, 128), HeadLayout(32, 8, 128), HeadLayout(4, 1, 256)]
 
 
-def _operands(n: int, k: int, rows: int) -> tuple[Tensor, Tensor]:
+def operands(n: int, k: int, rows: int) -> tuple[Tensor, Tensor]:
     x, weight = torch.randn(rows, k, device="cuda"), torch.randn(n, k, device="cuda")
     return x.bfloat16(), (weight * k**-0.5).bfloat16()
 
@@ -45,7 +40,7 @@ def products() -> bool:
     """Every tile against the first one's, on all rows and on pieces of them. Also says what cuBLAS does."""
     good = True
     for n, k in SHAPES:
-        x, weight = _operands(n, k, ROWS)
+        x, weight = operands(n, k, ROWS)
         whole = invariant_linear(x, weight, tile=TILES[0])
         right = (whole.float() - x.float() @ weight.float().T).norm() / whole.float().norm()
         verdicts = []
@@ -71,27 +66,7 @@ def products() -> bool:
     return good
 
 
-def product_times(counts: Sequence[int]) -> None:
-    """us: the tile that is chosen, the best tile and its name, cuBLAS."""
-    for n, k in TIMED:
-        cells = []
-        for m in counts:
-            x, weight = _operands(n, k, m)
-            weights = copies_past_the_cache(weight)[:24]
-            tiles = [tile for tile in TILES if tile.block_m < 4 * m or tile is TILES[0]]
-            times = {tile: _tile_us(x, weights, tile) for tile in tiles}
-            best = min(times, key=lambda tile: times[tile])
-            ours = us_per_call(lambda w, x=x: invariant_linear(x, w), weights, 3)
-            peer = us_per_call(lambda w, x=x: functional.linear(x, w), weights, 3)
-            cells.append(f"{m}: {ours:.1f}/{times[best]:.1f}({best.block_m}x{best.block_n})/{peer:.1f}")
-        print(f"us {n}x{k} chosen/best/cuBLAS  " + "  ".join(cells), flush=True)
-
-
-def _tile_us(x: Tensor, weights: list[Tensor], tile: InvariantTile) -> float:
-    return us_per_call(lambda w: invariant_linear(x, w, tile=tile), weights, 3)
-
-
-def _batch(queries: Sequence[int], contexts: Sequence[int], tables: Tensor) -> AttentionBatch:
+def batch_of(queries: Sequence[int], contexts: Sequence[int], tables: Tensor) -> AttentionBatch:
     positions = torch.cat([torch.arange(c - q, c) for q, c in zip(queries, contexts, strict=True)])
     return AttentionBatch(
         query_start=torch.tensor([0, *queries]).cumsum(0).int().cuda(),
@@ -139,7 +114,7 @@ def _other_bits(
     kernels = InvariantKernels(tiling)
 
     def attend(rows: Tensor, queries: Sequence[int], contexts: Sequence[int]) -> Tensor:
-        return kernels.attend(rows, layout, _batch(queries, contexts, tables[: len(queries)]), cache, scale)
+        return kernels.attend(rows, layout, batch_of(queries, contexts, tables[: len(queries)]), cache, scale)
 
     whole = attend(q, [LENGTH], [LENGTH])
     wrong = []
@@ -161,38 +136,6 @@ def _other_bits(
     ):
         wrong.append("a chunk beside decodes")
     return wrong
-
-
-def _attend(
-    kernels: CudaKernels,
-    q: Tensor,
-    layout: HeadLayout,
-    batch: AttentionBatch,
-    scale: AttentionScale,
-    cache: Tensor,
-) -> Tensor:
-    """As in the first layer of a step, which plans for the others."""
-    return kernels.attend(q, layout, replace(batch), cache, scale)
-
-
-def attention_times() -> None:
-    """us of decodes at contexts of 1k and of a prompt, beside the kernels that look at the batch."""
-    layout, scale = HeadLayout(16, 8, 128), AttentionScale(128**-0.5)
-    for queries, context in [([1], 1024), ([1] * 32, 1024), ([1] * 256, 1024), ([1], 8192), ([4096], 4096)]:
-        pages = context // BLOCK_TOKENS
-        tables = torch.randperm(len(queries) * pages, device="cuda").int().view(len(queries), pages)
-        cache = torch.randn(len(queries) * pages, 2, 8, BLOCK_TOKENS, 128, device="cuda").bfloat16()
-        q = torch.randn(sum(queries), 16, 128, device="cuda").bfloat16()
-        batch = _batch(queries, [context] * len(queries), tables)
-        caches = copies_past_the_cache(cache)[:8]
-        times = [
-            us_per_call(partial(_attend, kernels, q, layout, batch, scale), caches, 3)
-            for kernels in (InvariantKernels(), CudaKernels())
-        ]
-        print(
-            f"attention 16/8, {len(queries)} x {queries[0]} of {context}: {times[0]:.1f} us, otherwise {times[1]:.1f}",
-            flush=True,
-        )
 
 
 def rows_alone() -> bool:

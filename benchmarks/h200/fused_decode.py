@@ -36,7 +36,6 @@ from shoal_engine.models.llama import Llama
 
 CONTEXT = 577
 SHORT_LAYERS = 12
-CHECKED_LAYERS = (2, SHORT_LAYERS)
 GOALS = {"0.6b": {1: 0.58, 8: 0.80, 32: 1.20}, "8b": {1: 3.8, 8: 4.1, 32: 4.6}}
 
 
@@ -58,46 +57,37 @@ def check(model: Llama, rows: int, layers: int) -> None:
     )  # fmt: skip
 
 
-def compare(name: str, model: Llama, rows: int) -> None:
-    """Milliseconds of the whole step."""
+def compare(name: str, model: Llama, rows: int, peer: bool) -> None:
+    """Milliseconds of the whole step, and of each kernel in a chain of its own."""
     case = random_case(model, rows, CONTEXT)
     decode = FusedDecode(model)
-    cells = {}
-    for label, step in {
-        "unfused": with_sampling(case, unfused(case)),
-        "fused": with_sampling(case, fused(case, decode)),
-        "layers": fused(case, decode),
-    }.items():
-        try:
-            cells[label] = f"{graph_us(step, 15) / 1e3:.3f}"
-        except Exception as error:
-            cells[label] = f"{type(error).__name__}: {str(error)[:100]}"
-    each = attempt(kernel_us, case, decode)
-    print(f"{name:5} rows {rows:3} us a layer: {each}")
-    print(f"{name:5} rows {rows:3} ms: {cells} goal {GOALS[name].get(rows, '-')}", flush=True)
+    steps = {"fused": with_sampling(case, fused(case, decode)), "without head": fused(case, decode)}
+    if peer:
+        steps["unfused"] = with_sampling(case, unfused(case))
+    times = {label: round(graph_us(step, 15) / 1e3, 3) for label, step in steps.items()}
+    print(f"{name:5} rows {rows:3} ms: {times} goal {GOALS[name].get(rows, '-')}", flush=True)
+    each = kernel_us(case, decode)
+    print(f"{name:5} rows {rows:3} us a layer: {each} sum {sum(each.values()):.1f}", flush=True)
 
 
-def run(name: str, options: argparse.Namespace, deadline: float, found: dict[Any, Any]) -> None:
-    model = random_model(name)
-    attempt(compile_all, default_jobs(name, options.rows))
-    for rows in options.rows:
-        for layers in CHECKED_LAYERS if rows in (1, 8) else (2,):
-            attempt(check, model, rows, layers)
-    if not options.quick:
-        short = first_layers(model, SHORT_LAYERS)
-        tuned = [rows for rows in options.sweep_rows if rows in options.rows]
-        jobs = [job for rows in tuned for job in sweep_jobs(name, FusedDecode(short), rows)]
-        attempt(compile_all, jobs)
-        for rows in tuned:
-            decode = FusedDecode(short)
-            rows_found = attempt(descend, random_case(short, rows, CONTEXT), decode, deadline)
-            found.update(rows_found or {})
-            fused_table.TABLE.update(rows_found or {})
-        clear_choices()
-        for rows in tuned:
-            attempt(check, model, rows, 2)
-    for rows in options.rows:
-        attempt(compare, name, model, rows)
+def sweep(models: dict[str, Llama], options: argparse.Namespace, began: float) -> dict[Any, Any]:
+    """The best tiles of every model and number of rows, as far as time goes."""
+    found: dict[Any, Any] = {}
+    cases = [(name, rows) for rows in options.sweep_rows for name in models]
+    short = {name: first_layers(model, SHORT_LAYERS) for name, model in models.items()}
+    jobs = [job for name, rows in cases for job in sweep_jobs(name, FusedDecode(short[name]), rows)]
+    attempt(compile_all, jobs, began + 0.62 * options.seconds)
+    end = began + 0.9 * options.seconds
+    for index, (name, rows) in enumerate(cases):
+        deadline = time.monotonic() + (end - time.monotonic()) / (len(cases) - index)
+        decode = FusedDecode(short[name])
+        print(f"{name}:", end=" ")
+        rows_found = attempt(descend, random_case(short[name], rows, CONTEXT), decode, deadline) or {}
+        print("".join(f"    {key}: {tile},\n" for key, tile in rows_found.items()), flush=True)
+        found.update(rows_found)
+    fused_table.TABLE.update(found)
+    clear_choices()
+    return found
 
 
 def clear_choices() -> None:
@@ -112,8 +102,8 @@ def attempt(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments)
     except Exception:
-        print("FAILED", call.__name__, arguments[-2:] if call is not compile_all else "")
-        print("\n".join(traceback.format_exc().strip().splitlines()[-8:]), flush=True)
+        print("FAILED", call.__name__)
+        print("\n".join(line[:200] for line in traceback.format_exc().strip().splitlines()[-6:]), flush=True)
         return None
 
 
@@ -140,20 +130,33 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["0.6b", "8b"], choices=sorted(GOALS))
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--sweep-rows", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=200.0, help="no sweep goes on longer")
+    parser.add_argument(
+        "--seconds", type=float, default=200.0, help="of which a sweep uses what the rest leaves"
+    )
+    parser.add_argument("--no-peer", action="store_true", help="do not time the unfused step")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    began = time.monotonic()
-    card = torch.cuda.get_device_name()
+    began, card = time.monotonic(), torch.cuda.get_device_name()
     print(card, "torch", torch.__version__)
-    found: dict[Any, Any] = {}
-    share = options.seconds / len(options.models)
-    for index, name in enumerate(options.models):
-        attempt(run, name, options, began + share * (index + 1) - 15.0, found)
-        torch.cuda.empty_cache()
-        print(f"{name} done at {time.monotonic() - began:.0f} s", flush=True)
-    if options.write:
-        write(found, card)
+    every = [job for name in options.models for job in default_jobs(name, options.rows)]
+    attempt(compile_all, every, began + 0.3 * options.seconds)
+    models = {name: random_model(name) for name in options.models}
+    report(models, options, peer=not options.no_peer)
+    print(f"defaults done at {time.monotonic() - began:.0f} s", flush=True)
+    if not options.quick:
+        found = sweep(models, options, began)
+        print(f"sweep done at {time.monotonic() - began:.0f} s", flush=True)
+        report(models, options, peer=False)
+        if options.write:
+            write(found, card)
+    print(f"done at {time.monotonic() - began:.0f} s", flush=True)
+
+
+def report(models: dict[str, Llama], options: argparse.Namespace, peer: bool) -> None:
+    for name, model in models.items():
+        for rows in options.rows:
+            attempt(check, model, rows, 2)
+            attempt(compare, name, model, rows, peer)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -29,37 +29,60 @@ Shape = tuple[int, int]
 Job = tuple[str, int, str, Any]  # model, rows, which tile is another one ("" = none), that tile
 
 
-def gemv_tiles(n: int, k: int) -> Iterator[GemvTile]:
-    for steps, segments, warps in itertools.product((1, 2, 4), (1, 2, 4, 8), (1, 2, 4, 8)):
-        programs = n // (steps * warps)
-        if segments * 256 <= k and steps * segments <= 8 and programs >= 132 and steps * warps >= 2:
+def gemv_tiles(n: int, k: int, gated: bool) -> Iterator[GemvTile]:
+    most = 4 if gated else 8  # registers hold two such tiles
+    for steps, segments, warps in itertools.product((1, 2, 4), (1, 2, 4, 8), (2, 4, 8)):
+        if segments * 256 <= k and 2 <= steps * segments <= most and n // (steps * warps) >= 132 and (
+            segments > 1 or gated
+        ):  # fmt: skip
             yield GemvTile(steps, segments, warps)
 
 
 def product_tiles(n: int, k: int, rows: int) -> Iterator[ProductTile]:
-    for block_n, block_k, parts in itertools.product((64, 128), (128, 256), (1, 2, 4, 8)):
+    """Whole program on a tile; then warps that share K, which need no parts for small K."""
+    for block_n, block_k, parts in itertools.product((64, 128), (64, 128, 256), (1, 2, 4, 8, 16)):
         steps, programs = k // (block_k * parts), n // block_n * parts
-        if k % (block_k * parts) or not 96 <= programs <= 1100 or (block_n, block_k) == (128, 256):
+        if (
+            k % (block_k * parts)
+            or not 64 <= programs <= 900
+            or (block_n == 128 and (block_k == 256 or n < 8192))
+        ):
             continue
         if steps <= 2:
-            for early in (False, True):
-                yield ProductTile(block_n, block_k, parts, 1, 4, 2, steps, early)
+            yield from (
+                ProductTile(block_n, block_k, parts, 1, 4, 2, steps, early) for early in (False, True)
+            )
             continue
-        for stages, head in ((2, 1), (3, 1), (4, 1), (4, 2), (6, 1)):
-            if stages * block_k * (block_n + rows) * 2 <= 110 * 1024:
-                yield ProductTile(block_n, block_k, parts, 1, 4, stages, head, False)
-    if k <= 4096 and rows <= 32:
-        for block_n, warps, early in itertools.product((16, 32), (4, 8), (False, True)):
-            block_k = 1 << (k - 1).bit_length()
-            if (block_n + rows) * block_k * 2 <= 200 * 1024 and n // block_n >= 64:
-                yield ProductTile(block_n, block_k, 1, warps, warps, 2, 1, early)
+        for stages in {64: (6,), 128: (3, 4, 6), 256: (3,)}[block_k]:
+            if _shared(block_n, block_k, rows) * stages <= 110 * 1024:
+                yield ProductTile(block_n, block_k, parts, 1, 4, stages, 1, False)
+                if stages == 4 and k >= 4096:
+                    yield ProductTile(block_n, block_k, parts, 1, 4, stages, 2, False)
+    if k <= 4096 and n <= 8192:
+        for block_n, parts in itertools.product((16, 32), (1, 2, 3, 4, 6)):
+            block_k, programs = k // parts, n // block_n * parts
+            power_of_two = k % parts == 0 and block_k & (block_k - 1) == 0
+            if power_of_two and 64 <= programs <= 520 and _shared(block_n, block_k, rows) <= 100 * 1024:
+                yield ProductTile(block_n, block_k, parts, 4, 4, 2, 1, False)
+                if parts == 1:
+                    yield ProductTile(block_n, block_k, parts, 4, 4, 2, 1, True)
+                    yield ProductTile(block_n, block_k, parts, 8, 8, 2, 1, False)
+    elif k % 512 == 0 and rows <= 16:
+        yield from (
+            ProductTile(32, 512, parts, 4, 4, 3, 1, False) for parts in (1, 2) if n // 32 * parts <= 900
+        )
+
+
+def _shared(block_n: int, block_k: int, rows: int) -> int:
+    """Bytes of one tile of each operand."""
+    return 2 * block_k * (block_n + rows)
 
 
 def attention_tiles(rows: int) -> list[AttentionTile]:
-    programs = (128, 256, 512) if rows == 1 else (528, 792, 1056, 1584)
-    tiles = [AttentionTile(64, 4, p, early) for p in programs for early in (False, True)]
-    shapes = [(64, 8, 1), (32, 4, 2), (32, 2, 2), (128, 8, 1)]
-    return tiles + [AttentionTile(t, w, p * more, rows == 1) for t, w, more in shapes for p in programs[:3]]
+    """Their number of programs is no part of what is compiled."""
+    programs = (128, 192, 256, 384) if rows == 1 else (264, 528, 792, 1056, 1584)
+    shapes = [(64, 4, False), (64, 4, True), (64, 8, rows == 1), (32, 2, rows == 1)]
+    return [AttentionTile(tokens, warps, p, early) for tokens, warps, early in shapes for p in programs]
 
 
 @functools.cache
@@ -88,13 +111,20 @@ def compile_one(job: Job) -> str | None:
     return None
 
 
-def compile_all(jobs: Sequence[Job]) -> None:
+def compile_all(jobs: Sequence[Job], deadline: float) -> None:
+    """What is not done by the deadline is left to whoever needs it."""
     began = time.monotonic()
     workers = min(14, os.cpu_count() or 1, len(jobs))
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        failures = [found for found in pool.map(compile_one, jobs, chunksize=1) if found]
-    print(f"{len(jobs)} steps compiled in {time.monotonic() - began:.0f} s", flush=True)
-    print("\n".join(failures[:8]))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    futures = [pool.submit(compile_one, job) for job in jobs]
+    done, late = wait(futures, timeout=max(1.0, deadline - began))
+    pool.shutdown(wait=False, cancel_futures=True)
+    failures = [future.result() for future in done if not future.cancelled() and future.exception() is None]
+    print(
+        f"{len(done)} of {len(jobs)} steps compiled in {time.monotonic() - began:.0f} s, {len(late)} late",
+        flush=True,
+    )
+    print("\n".join([one for one in failures if one][:6]))
 
 
 def default_jobs(name: str, rows: Sequence[int]) -> list[Job]:
@@ -109,14 +139,15 @@ def shapes_of(decode: FusedDecode) -> dict[str, Shape]:
 
 def sweep_jobs(name: str, decode: FusedDecode, rows: int) -> list[Job]:
     """Every tile that `descend` tries."""
-    jobs: list[Job] = [(name, rows, "attention", tile) for tile in attention_tiles(rows)]
+    different = {(tile.tile_tokens, tile.warps, tile.early): tile for tile in attention_tiles(rows)}
+    jobs: list[Job] = [(name, rows, "attention", tile) for tile in different.values()]
     for which, (n, k) in shapes_of(decode).items():
-        jobs += [(name, rows, which, tile) for tile in tiles_of(n, k, rows)]
+        jobs += [(name, rows, which, tile) for tile in tiles_of(which, n, k, rows)]
     return jobs
 
 
-def tiles_of(n: int, k: int, rows: int) -> list[Any]:
-    return list(gemv_tiles(n, k) if rows == 1 else product_tiles(n, k, rows))
+def tiles_of(which: str, n: int, k: int, rows: int) -> list[Any]:
+    return list(gemv_tiles(n, k, which == "gate_up") if rows == 1 else product_tiles(n, k, rows))
 
 
 def graph_us(step: Callable[[], Any], replays: int = 9) -> float:
@@ -135,7 +166,7 @@ def descend(case: Case, decode: FusedDecode, deadline: float) -> dict[tuple[int,
         shape = shapes_of(decode).get(name)
         current = attention if shape is None else getattr(products, name)
         tried = []
-        for tile in attention_tiles(rows) if shape is None else tiles_of(*shape, rows):
+        for tile in attention_tiles(rows) if shape is None else tiles_of(name, *shape, rows):
             if time.monotonic() > deadline:
                 print("out of time")
                 break

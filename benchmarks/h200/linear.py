@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shoal_engine.kernels import gemm_table, triton_linear, triton_norm, triton_stream_k
+from shoal_engine.kernels.cublaslt import NoSuchAlgorithm
 from shoal_engine.kernels.gemm_table import ROW_BUCKETS, GemmChoice, Method, choose
 from shoal_engine.kernels.stream_plan import plan_stream
 
@@ -38,9 +39,9 @@ Timed = list[tuple[float, GemmChoice]]
 
 
 def run(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
-    if choice.method in (Method.GEMV, Method.DOT, Method.STREAM, Method.WARPS):
-        return triton_linear.launch(x, weight, scale, choice)
-    return triton_linear._by_library(x, weight, scale, choice.method)
+    if choice in LIBRARIES:
+        return triton_linear._by_library(x, weight, scale, choice.method)
+    return triton_linear.launch(x, weight, scale, choice)
 
 
 def run_silu(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
@@ -103,6 +104,8 @@ def measure(
                 print(f"WRONG {one} rows {x.shape[0]} {list(weights[0].shape)}: {error:.1e}", flush=True)
                 continue
             times.append((us_per_call(lambda weight, one=one: call(x, weight, scale, one), weights), one))
+        except NoSuchAlgorithm:
+            continue
         except Exception as error:
             print(f"FAILS {one} rows {x.shape[0]}: {type(error).__name__} {str(error)[:100]}", flush=True)
             torch.cuda.synchronize()
@@ -132,7 +135,8 @@ def show(name: str, rows: int, weight: Tensor, bandwidth: float, found: Timed, t
     cells = []
     for us, one in shown:
         tile = f"{one.block_m or ''}x{one.block_n}x{one.block_k}/{one.split_k} {one.warps}w{one.stages}s+{one.skew}"
-        cells.append(f"{us:.1f} {one.method.value}" + (f" {tile}" if one.block_n else ""))
+        place = f" {one.split_k}" if one.method is Method.PROPOSAL else ""
+        cells.append(f"{us:.1f} {one.method.value}{place}" + (f" {tile}" if one.block_n else ""))
     print(
         f"{name:<13} M={rows:<4} limit {limit:6.1f} {limit / found[0][0]:4.0%} | " + " | ".join(cells),
         flush=True,
@@ -227,7 +231,7 @@ def sweep(cases: list[tuple[str, str, int, int]], options: argparse.Namespace) -
             choices = [
                 one
                 for one in choices_for(rows, part, n, k, options.tune > 0)
-                if not (options.fp8 and one.method.streams)
+                if not (options.fp8 and (one.method.streams or one.method is Method.PROPOSAL))
             ]
             found = measure(x, weights, scale, choices, want, run_silu if paired else run)
             table = tables["_SILU_TABLE" if paired else "_TABLE"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from shoal_engine.kernels import gemm_table
+from shoal_engine.kernels.cublaslt import MOST_PROPOSALS
 from shoal_engine.kernels.gemm_table import GemmChoice, Method
 
 SHAPES = {
@@ -16,6 +17,7 @@ SHAPES = {
 PROCESSORS = 132
 SKEWS = (0, 11)
 LIBRARIES = [GemmChoice(Method.CUBLAS), GemmChoice(Method.CUBLASLT)]
+PROPOSALS = [GemmChoice(Method.PROPOSAL, split_k=place) for place in range(MOST_PROPOSALS)]
 GEMVS = [
     GemmChoice(Method.GEMV, n, k, 1, warps, stages)
     for (n, k, warps), stages in itertools.product(
@@ -62,7 +64,8 @@ def candidates(rows: int, n: int, k: int) -> list[GemmChoice]:
             and k // one.block_k >= 2 * one.split_k
             and (rows > 32 or one.block_n == 64)
         ]
-    return fits + streams(rows, n, k, STREAM_TILES) + LIBRARIES
+    proposed = PROPOSALS if rows > 1 else []
+    return fits + streams(rows, n, k, STREAM_TILES) + proposed + LIBRARIES
 
 
 def streams(rows: int, n: int, k: int, tiles: list[Tile]) -> list[GemmChoice]:

@@ -30,6 +30,7 @@ class HostBatch:
     num_decodes: int
     max_query_len: int
     max_context_len: int
+    chunks: tuple[tuple[int, int], ...]
     num_pending: int  # of the token ids
     block_tokens: int
 
@@ -105,6 +106,7 @@ class BatchBuilder:
             num_decodes=plan.num_decodes,
             max_query_len=max(chunk.count for chunk in chunks),
             max_context_len=longest,
+            chunks=tuple((chunk.count, chunk.start + chunk.count) for chunk in chunks[plan.num_decodes :]),
             num_pending=num_pending,
             block_tokens=block_tokens,
         )

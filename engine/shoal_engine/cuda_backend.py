@@ -13,6 +13,7 @@ from shoal_engine.backend import StepDefaults
 from shoal_engine.cuda_runner import CudaRunner
 from shoal_engine.cuda_sampler import CudaSampler
 from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.kernels.invariant import InvariantKernels
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
@@ -34,7 +35,8 @@ class CudaBackend:
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
         torch.set_grad_enabled(False)
         torch.cuda.set_device(device)
-        self._kernels = CudaKernels()
+        self._deterministic = options.deterministic
+        self._kernels = InvariantKernels() if options.deterministic else CudaKernels()
         cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
         self.place = Placement(device, dtype, self._kernels, cache_dtype)
 
@@ -48,7 +50,9 @@ class CudaBackend:
         return CudaRunner(model, self._kernels, cache, layout, limits.max_num_seqs, limits.max_model_len)
 
     def sampler(self, vocab_size: int, seed: int, limits: SchedulerLimits) -> Sampler:
-        return CudaSampler(vocab_size, self.place.device, seed, limits.max_num_seqs)
+        return CudaSampler(
+            vocab_size, self.place.device, seed, limits.max_num_seqs, invariant=self._deterministic
+        )
 
     def warm_up(self, engine: Engine) -> None:
         """Record the decode graphs of all batch sizes up to 256; larger ones are recorded when they are first needed."""

@@ -58,7 +58,16 @@ class _Composition:
 class CudaSampler(Sampler):
     """One stream, one call after another: results of a call are overwritten by the next, but for what it sent to the host."""
 
-    def __init__(self, vocab_size: int, device: torch.device, seed: int | None, max_rows: int) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        device: torch.device,
+        seed: int | None,
+        max_rows: int,
+        *,
+        invariant: bool = False,
+    ) -> None:
+        """invariant: not even rounding depends on who else is in a batch."""
         super().__init__(vocab_size, device, seed)
         self._asked = Staging(
             {
@@ -72,7 +81,7 @@ class CudaSampler(Sampler):
             device,
         )
         self._parameters = RowParameters(**self._asked.device)
-        self._space = SamplingSpace(max_rows, vocab_size, device)
+        self._space = SamplingSpace(max_rows, vocab_size, device, invariant=invariant)
         self._composition: _Composition | None = None
 
     def sample(self, logits: Tensor, request_ids: Sequence[str]) -> Sampled:

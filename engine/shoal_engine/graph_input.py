@@ -62,20 +62,20 @@ class GraphInput:
         """Write padding only, for a run that compiles or records."""
         nothing = np.zeros(0, dtype=np.int64)
         empty = np.zeros(0, dtype=np.int32)
-        start = np.zeros(1, dtype=np.int32)
         host = HostBatch(
-            nothing,
-            nothing,
-            nothing,
-            start,
-            empty,
-            empty.reshape(0, 0),
-            nothing,
-            0,
-            0,
-            0,
-            0,
-            self._block_tokens,
+            token_ids=nothing,
+            positions=nothing,
+            slots=nothing,
+            query_start=np.zeros(1, dtype=np.int32),
+            context_lens=empty,
+            tables=empty.reshape(0, 0),
+            sample_rows=nothing,
+            num_decodes=0,
+            max_query_len=0,
+            max_context_len=0,
+            chunks=(),
+            num_pending=0,
+            block_tokens=self._block_tokens,
         )
         self.send(host, tokens, requests)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from shoal_api.options import ModelOptions
 from shoal_engine.backend import Backend, backend_for
 from shoal_engine.blocks import BlockPool
@@ -15,14 +17,16 @@ from shoal_engine.config import ModelConfig, read_config
 from shoal_engine.engine import Engine
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.limits import SchedulerLimits
-from shoal_engine.memory_layout import CacheLayout, num_blocks
+from shoal_engine.memory_layout import CacheLayout, dense_copy_fits, num_blocks
 from shoal_engine.messages import Loading, Ready, Submit
 from shoal_engine.model_path import local_path
+from shoal_engine.models import model_class
 from shoal_engine.models.llama import Llama
 from shoal_engine.placement import Placement
-from shoal_engine.runner import empty_cache, load_model, random_model
+from shoal_engine.runner import empty_cache
 from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.scheduler import Scheduler
+from shoal_engine.weights import ModelWeights, Quantise, RandomWeights, Weights
 
 Progress = Callable[[Loading], None]
 
@@ -79,14 +83,24 @@ def _model(
     place: Placement,
     progress: Progress,
 ) -> Llama:
-    """Without a checkpoint its weights are random."""
-    max_model_len = _max_model_len(options, config)
+    """Without a checkpoint its weights are random. Raises ModelLoadError."""
+    quantise: Quantise | None = "fp8" if options.quantization == "fp8" else None
+    weights: ModelWeights
     if checkpoint is None:
-        return random_model(config, place, max_model_len, options.seed)
-    total = checkpoint.total_bytes
-    return load_model(
-        config, checkpoint, place, max_model_len, lambda done: progress(Loading("weights", done, total))
-    )
+        weights = RandomWeights(place.dtype, place.device, options.seed, quantise, options.deterministic)
+    else:
+        total = checkpoint.total_bytes
+        weights = Weights(
+            checkpoint,
+            place.dtype,
+            place.device,
+            lambda done: progress(Loading("weights", done, total)),
+            dense_copy_fits(total, psutil.virtual_memory().available),
+            quantise,
+            options.deterministic,
+        )
+    build = model_class(config.architecture)
+    return build(config, weights, place.kernels, _max_model_len(options, config))
 
 
 def _engine(

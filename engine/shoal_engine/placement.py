@@ -47,13 +47,16 @@ def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
 
 def refuse_unsupported(options: ModelOptions, device: torch.device) -> None:
     """Options that the schema knows and this engine does not have. Silence would serve something else than was asked for."""
-    cache_dtypes = ("auto", options.dtype, "fp8") if device.type == "cuda" else ("auto", options.dtype)
+    narrow = ("fp8",) if device.type == "cuda" else ()
     speculative = options.speculative_method is not None or options.speculative_model is not None
     refused = (
         ("--tensor-parallel-size", options.tensor_parallel_size != 1),
         ("--pipeline-parallel-size", options.pipeline_parallel_size != 1),
-        ("--quantization", options.quantization is not None),
-        (f"--kv-cache-dtype {options.kv_cache_dtype}", options.kv_cache_dtype not in cache_dtypes),
+        (f"--quantization {options.quantization}", options.quantization not in (None, *narrow)),
+        (
+            f"--kv-cache-dtype {options.kv_cache_dtype}",
+            options.kv_cache_dtype not in ("auto", options.dtype, *narrow),
+        ),
         ("--enable-lora", options.enable_lora or bool(options.lora)),
         ("--speculative-method", speculative),
         ("--dtype float16", options.dtype == "float16"),

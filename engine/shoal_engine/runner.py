@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal_engine.batch import BatchBuilder, HostBatch
-from shoal_engine.checkpoint import Checkpoint
-from shoal_engine.config import ModelConfig
 from shoal_engine.kernels.interface import AttentionBatch
-from shoal_engine.memory_layout import CacheLayout, dense_copy_fits
-from shoal_engine.models import model_class
+from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.placement import Placement
 from shoal_engine.plan import Plan
-from shoal_engine.weights import RandomWeights, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +86,7 @@ class Runner:
             max_query_len=host.max_query_len,
             max_context_len=host.max_context_len,
             block_tokens=host.block_tokens,
+            chunks=host.chunks,
         )
         return Computed(self.model(token_ids, attention, self.cache), sample_rows)
 
@@ -116,22 +112,3 @@ def empty_cache(layout: CacheLayout, num_blocks: int, place: Placement) -> Tenso
     # numpy asks the kernel for zero pages, which take memory only as blocks are used; torch would write them all now.
     zeros = np.zeros(layout.block_bytes * num_blocks, dtype=np.uint8)
     return torch.from_numpy(zeros).view(place.cache_dtype).view(shape)
-
-
-def load_model(
-    config: ModelConfig,
-    checkpoint: Checkpoint,
-    place: Placement,
-    max_model_len: int,
-    progress: Callable[[int], None],
-) -> Llama:
-    """Build the model from a checkpoint's tensors. Raises ModelLoadError."""
-    keep_dense = dense_copy_fits(checkpoint.total_bytes, psutil.virtual_memory().available)
-    weights = Weights(checkpoint, place.dtype, place.device, progress, keep_dense)
-    return model_class(config.architecture)(config, weights, place.kernels, max_model_len)
-
-
-def random_model(config: ModelConfig, place: Placement, max_model_len: int, seed: int) -> Llama:
-    """The same model with random weights, for `--load-format dummy`."""
-    weights = RandomWeights(place.dtype, place.device, seed)
-    return model_class(config.architecture)(config, weights, place.kernels, max_model_len)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PROMPT_REQUESTS = 32  # in a recorded step that computes prompts
 PROMPT_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 # Launching the kernels of a step takes the host about this long; the GPU computes at about this rate.
+MIN_PROMPT_TOKENS = 512  # a first token alone is worth the memory of a graph
 LAUNCH_S = 0.006
 FLOP_PER_S = 500e12
 
@@ -55,7 +56,7 @@ def max_prompt_tokens(config: ModelConfig) -> int:
     """Steps with prompts up to this size are shorter than their launches."""
     attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
     weights = config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
-    return int(LAUNCH_S * FLOP_PER_S / (2 * weights))
+    return max(MIN_PROMPT_TOKENS, int(LAUNCH_S * FLOP_PER_S / (2 * weights)))
 
 
 class StepGraphs:

@@ -129,7 +129,8 @@ class Weights(ModelWeights):
             [part for part in parts if isinstance(part, tuple)], len(parts)
         )
         if stored is None:
-            stored = _stacked_fp8([part for part in parts if isinstance(part, Fp8Weight)], len(parts))
+            fp8_parts = [part.to(self._device) for part in parts if isinstance(part, Fp8Weight)]
+            stored = _stacked_fp8(fp8_parts, len(parts))
         if stored is not None:
             for name in shapes:
                 self._count(name)

@@ -13,7 +13,7 @@ from enum import Enum
 
 class Method(Enum):
     """GEMV: one row, plain multiply-adds. DOT: tensor cores, the weight as their first operand. STREAM: `triton_stream_k`;
-    WARPS: `gluon_stream_k`; both Hopper only. The rest is cuBLAS's."""
+    WARPS: `gluon_stream_k`; both Hopper only. The rest is cuBLAS's: PROPOSAL is the one of `cublaslt`'s list at split_k."""
 
     GEMV = "gemv"
     DOT = "dot"
@@ -21,6 +21,7 @@ class Method(Enum):
     WARPS = "warps"
     CUBLAS = "cublas"
     CUBLASLT = "cublaslt"
+    PROPOSAL = "proposal"
 
     @property
     def streams(self) -> bool:
@@ -47,7 +48,7 @@ class GemmChoice:
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 MAX_ROWS = 64  # above it a DOT tile would no longer hold all rows
-_GEMV, _DOT, _STREAM, _WARPS, _CUBLAS, _CUBLASLT = Method  # the order of the class
+_GEMV, _DOT, _STREAM, _WARPS, _CUBLAS, _CUBLASLT, _PROPOSAL = Method  # the order of the class
 
 # (N, K) -> what to use up to ROW_BUCKETS[i] rows: method, block_n, block_k, split_k, warps, stages, block_m, skew.
 # _SILU_TABLE: the same for products whose halves become SiLU(gate) * up; cuBLAS there leaves that to a second kernel.

@@ -17,7 +17,7 @@ from shoal_engine.kernels.fused_tiles import AttentionTile
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.triton_decode import LOG2_E, DecodeWorkspace
 from shoal_engine.kernels.triton_decode_plan import DecodePlan
-from shoal_engine.kernels.triton_fused_heads import rotated_heads, rotation
+from shoal_engine.kernels.triton_fused_heads import as_cached, rotated_heads, rotation
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options, trigger, wait
 from shoal_engine.kernels.triton_fused_merge import merge_pieces
 from shoal_engine.kernels.triton_jit import jit, jit_once
@@ -53,20 +53,23 @@ def _tile(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _scores(queries, key, visible, scale_log2, precision: tl.constexpr):  # type: ignore[no-untyped-def]
-    """[rows, tile_tokens], in units of log 2; -inf where hidden."""
+def _scores(key, queries, visible, scale_log2, precision: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[tile_tokens, rows], in units of log 2; -inf where hidden. Keys come first: they fill the tensor cores' rows."""
+    key = key.to(queries.dtype)
     if _WIDEN:
-        scores = tl.dot(queries.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
+        scores = tl.dot(key.to(tl.float32), queries.to(tl.float32), input_precision="ieee")
     else:
-        scores = tl.dot(queries, tl.trans(key), input_precision=precision)
-    return tl.where(visible[None, :], scores * scale_log2, float("-inf"))
+        scores = tl.dot(key, queries, input_precision=precision)
+    return tl.where(visible[:, None], scores * scale_log2, float("-inf"))
 
 
 @jit
-def _weighted(shares, value, precision: tl.constexpr):  # type: ignore[no-untyped-def]
+def _weighted(value, shares, dtype: tl.constexpr, precision: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[D, rows], multiplied in `dtype`."""
+    value, shares = value.to(dtype), shares.to(dtype)
     if _WIDEN:
-        return tl.dot(shares.to(value.dtype).to(tl.float32), value.to(tl.float32), input_precision="ieee")
-    return tl.dot(shares.to(value.dtype), value, input_precision=precision)
+        return tl.dot(tl.trans(value).to(tl.float32), shares.to(tl.float32), input_precision="ieee")
+    return tl.dot(tl.trans(value), shares, input_precision=precision)
 
 
 @jit
@@ -88,11 +91,11 @@ def _span(starts, context_lens, request, tile, last_tile, window, tile_tokens: t
     return start, end, stop, length, first_visible, from_token, to_token
 
 
-@jit_once("table_stride", "window", "num_requests")
+@jit_once("tables", "context_lens", "positions", "slots", "table_stride", "window", "num_requests", "workers")
 def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     qkv, cache, tables, context_lens, positions, slots, rope_table, q_gain, k_gain, line, piece_sums, piece_stats,
-    arrivals, out, block_stride, table_stride, num_requests, scale_log2, window, eps,
-    workers: tl.constexpr, num_kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
+    arrivals, out, block_stride, table_stride, num_requests, workers, scale_log2, window, eps,
+    num_kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
     block_tokens: tl.constexpr, row_block: tl.constexpr, group_block: tl.constexpr, dim_block: tl.constexpr,
     tile_tokens: tl.constexpr, piece_block: tl.constexpr, has_norm: tl.constexpr,
     early: tl.constexpr, overlap: tl.constexpr, precision: tl.constexpr,
@@ -111,11 +114,11 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     side_stride: tl.constexpr = num_kv_heads * block_tokens * head_dim
     qkv_heads: tl.constexpr = (group + 2) * num_kv_heads
     rows, dims, heads = tl.arange(0, row_block), tl.arange(0, dim_block), tl.arange(0, group_block)
-    copies: tl.constexpr = row_block // group_block  # tensor cores take 16 rows: the heads again and again
+    copies: tl.constexpr = row_block // group_block  # tensor cores take 8 columns: the heads again and again
     one = tl.arange(0, 1)
     there = dims[None, :] < head_dim
-    place = rows[:, None] * head_dim + dims[None, :]
-    kept = (rows < group)[:, None] & there
+    place = rows[None, :] * head_dim + dims[:, None]
+    kept = (rows < group)[None, :] & (dims < head_dim)[:, None]
     keys = cache + head * (block_tokens * head_dim)
     values = keys + side_stride
     table = tables + first_request.to(tl.int64) * table_stride
@@ -137,10 +140,11 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
         row = qkv + request.to(tl.int64) * (qkv_heads * head_dim)
         own = rotated_heads(row + (head * group + heads)[:, None] * head_dim, q_gain, cos, sin, heads, dims,
                             (heads < group)[:, None] & there, eps, head_dim, has_norm)  # fmt: skip
-        queries = tl.reshape(
-            tl.broadcast_to(own[None, :, :], (copies, group_block, dim_block)), (row_block, dim_block)
-        )
-        sums = tl.zeros((row_block, dim_block), tl.float32)
+        queries = tl.broadcast_to(own[None, :, :], (copies, group_block, dim_block))
+        queries = tl.trans(tl.reshape(queries, (row_block, dim_block)))
+        if cache.dtype.element_ty.is_fp8():
+            queries = queries.to(tl.float16)  # to which the device widens float8 at once
+        sums = tl.zeros((dim_block, row_block), tl.float32)
         top = tl.full((row_block,), float("-inf"), tl.float32)
         weight = tl.zeros((row_block,), tl.float32)
         if (stop == end) & (length > 0):
@@ -150,6 +154,10 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
                 k_head, k_gain, new_cos, new_sin, one, dims, there, eps, head_dim, has_norm
             )
             new_value = tl.load(k_head + num_kv_heads * head_dim + dims[None, :], mask=there, other=0.0)
+            new_key, new_value = (
+                as_cached(new_key, cache.dtype.element_ty),
+                as_cached(new_value, cache.dtype.element_ty),
+            )
             if slot >= 0:
                 stored = (
                     keys
@@ -162,19 +170,19 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
             score = tl.sum(own.to(tl.float32) * new_key.to(tl.float32), 1) * scale_log2
             top = tl.reshape(tl.broadcast_to(score[None, :], (copies, group_block)), (row_block,))
             weight += 1.0
-            sums += new_value.to(tl.float32)
+            sums += tl.trans(new_value.to(tl.float32))
         for begin in range(from_token, to_token, tile_tokens):
             # A tile's registers are free once tensor cores have it in shared memory: the next one is then loaded.
             token, following = begin + tl.arange(0, tile_tokens), begin + tile_tokens
             visible = (token >= first_visible) & (token < to_token)
-            scores = _scores(queries, key, visible, scale_log2, precision)
+            scores = _scores(key, queries, visible, scale_log2, precision)
             key = _tile(keys, table, following, first_visible, to_token, block_stride, head_dim, block_tokens,
                         dim_block, tile_tokens)  # fmt: skip
-            new_top = tl.maximum(top, tl.max(scores, 1))
+            new_top = tl.maximum(top, tl.max(scores, 0))
             shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # nothing visible yet
-            shares, fade = tl.exp2(scores - shift[:, None]), tl.exp2(top - shift)
-            weight = weight * fade + tl.sum(shares, 1)
-            sums = sums * fade[:, None] + _weighted(shares, value, precision)
+            shares, fade = tl.exp2(scores - shift[None, :]), tl.exp2(top - shift)
+            weight = weight * fade + tl.sum(shares, 0)
+            sums = sums * fade[None, :] + _weighted(value, shares, queries.dtype, precision)
             value = _tile(values, table, following, first_visible, to_token, block_stride, head_dim, block_tokens,
                           dim_block, tile_tokens)  # fmt: skip
             top = new_top
@@ -182,7 +190,7 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
         first_worker = start // share
         pieces = (end - 1) // share - first_worker + 1
         if pieces == 1:
-            result = sums / tl.where(weight == 0.0, 1.0, weight)[:, None]
+            result = sums / tl.where(weight == 0.0, 1.0, weight)[None, :]
             tl.store(target + place, result.to(out.dtype.element_ty), mask=kept)
         else:
             piece = (2 * worker + (worker == first_worker)) * num_kv_heads + head
@@ -234,11 +242,11 @@ def attend_rows(
     _fused_attention_kernel[(layout.num_kv_heads, plan.workers)](
         qkv, cache, batch.tables, batch.context_lens, batch.positions, batch.slots, heads.rope_table,
         heads.q_gain if has_norm else qkv, heads.k_gain if has_norm else qkv, plan.line, workspace.sums,
-        workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0), batch.num_requests,
+        workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0), batch.num_requests, plan.workers,
         scale.scale * LOG2_E,
         scale.window or 2**30, heads.eps,
-        workers=plan.workers, num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
-        block_tokens=batch.block_tokens, row_block=max(16, group_block), group_block=group_block,
+        num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
+        block_tokens=batch.block_tokens, row_block=max(8, group_block), group_block=group_block,
         dim_block=dim_block, tile_tokens=plan.tile_tokens,
         piece_block=max(1, min(plan.max_pieces, _MERGED_ELEMENTS // (group_block * dim_block))),
         has_norm=has_norm, early=tile.early, overlap=overlap,

@@ -49,3 +49,11 @@ def rotated_heads(  # type: ignore[no-untyped-def]
         own = (own * scale * own_gain).to(dtype).to(tl.float32)
         other = (other * scale * other_gain).to(dtype).to(tl.float32)
     return (own * cos + other * sin).to(dtype)
+
+
+@jit
+def as_cached(x, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x as a cache of `dtype` holds it: 448 is float8_e4m3's largest number, and there is no infinity beyond."""
+    if dtype.is_fp8():
+        x = tl.minimum(tl.maximum(x.to(tl.float32), -448.0), 448.0)
+    return x.to(dtype)

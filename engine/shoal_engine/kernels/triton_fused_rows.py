@@ -8,10 +8,10 @@ from torch import Tensor
 
 from shoal_engine.kernels.triton_fused_launch import launch_options, trigger, wait
 from shoal_engine.kernels.triton_fused_operands import NormInput, Stream
-from shoal_engine.kernels.triton_jit import jit
+from shoal_engine.kernels.triton_jit import jit, jit_once
 
 
-@jit
+@jit_once("token_ids")
 def _embed_kernel(  # type: ignore[no-untyped-def]
     token_ids, table, gain, hidden, scaled, squares, width, tiles,
     block: tl.constexpr, tile_block: tl.constexpr, overlap: tl.constexpr,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shoal_engine.kernels.triton_jit import jit_once
 
-MULTIPROCESSORS = 132  # of an H200; fewer tiles than these leave some idle
+MULTIPROCESSORS = 132  # of an H200
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _WIDEN = tl.constexpr(
     _INTERPRETED
@@ -27,23 +27,27 @@ _WIDEN = tl.constexpr(
 
 @dataclass(frozen=True, slots=True)
 class InvariantTile:
-    """block_m rows of x by block_n rows of the weight, block_k numbers of each at a time."""
+    """block_m rows of x by block_n rows of the weight, block_k numbers of each at a time.
+
+    us: of one tile with K = 4096, when every multiprocessor of an H200 has one.
+    """
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    us: float = 0.0
 
 
 # The weight is the first operand of the tensor cores, whose 64 rows a batch of few requests could not fill.
 TILES: tuple[InvariantTile, ...] = (
-    InvariantTile(16, 64, 128, 4, 6),
-    InvariantTile(32, 64, 128, 4, 5),
-    InvariantTile(64, 64, 128, 4, 4),
-    InvariantTile(128, 64, 64, 4, 4),
-    InvariantTile(128, 128, 64, 8, 4),
-    InvariantTile(256, 128, 64, 8, 3),
+    InvariantTile(16, 64, 128, 4, 6, 11.0),
+    InvariantTile(32, 64, 128, 4, 5, 11.5),
+    InvariantTile(64, 64, 128, 4, 4, 16.0),
+    InvariantTile(128, 64, 64, 4, 4, 25.0),
+    InvariantTile(128, 128, 64, 8, 4, 31.0),
+    InvariantTile(256, 128, 64, 8, 3, 49.0),
 )
 FLOAT32_TILE = InvariantTile(
     32, 32, 32, 4, 2
@@ -108,11 +112,12 @@ def invariant_linear(
 
 
 def tile_for(m: int, n: int, dtype: torch.dtype) -> InvariantTile:
-    """The largest tile that the rows fill and that leaves a tile for every multiprocessor; else one that has most tiles."""
+    """The tile that is done first, when each multiprocessor takes one at a time."""
     if dtype == torch.float32:
         return FLOAT32_TILE
-    for wide in reversed(TILES[3:]):
-        tiles = -(-m // wide.block_m) * -(-n // wide.block_n)
-        if m > wide.block_m // 2 and tiles >= MULTIPROCESSORS:
-            return wide
-    return next((tile for tile in TILES[:3] if m <= tile.block_m), TILES[2])
+    return min(TILES, key=lambda tile: tile.us * _rounds(m, n, tile))
+
+
+def _rounds(m: int, n: int, tile: InvariantTile) -> int:
+    tiles = -(-m // tile.block_m) * -(-n // tile.block_n)
+    return -(-tiles // MULTIPROCESSORS)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from shoal_engine.kernels import triton_norm, triton_stream_k
+from shoal_engine.kernels import cublaslt, triton_norm, triton_stream_k
 from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose, choose_silu
 from shoal_engine.kernels.triton_float8 import to_bfloat16
 from shoal_engine.kernels.triton_jit import jit
@@ -137,7 +137,10 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     choice = choose(x.shape[0], weight.shape[0], weight.shape[1])
     if not _serves(choice.method, x, weight):
         return _by_library(x, weight, scale, choice.method)
-    return launch(x, weight, scale, choice)
+    try:
+        return launch(x, weight, scale, choice)
+    except cublaslt.NoSuchAlgorithm:
+        return functional.linear(x, weight)
 
 
 def linear_silu(x: Tensor, weight: Tensor) -> Tensor:
@@ -150,9 +153,11 @@ def linear_silu(x: Tensor, weight: Tensor) -> Tensor:
 
 def launch(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
     """`linear` by one named kernel; for tuning and tests. GEMV takes one row, DOT at most MAX_ROWS."""
-    if choice.method.streams:
+    if choice.method.streams or choice.method is Method.PROPOSAL:
         if scale is not None:
             raise ValueError(f"{choice.method.name} has no scales")
+        if choice.method is Method.PROPOSAL:
+            return cublaslt.product(x, weight, choice.split_k)
         return triton_stream_k.stream(x, weight, choice)
     x = x.contiguous()
     _check(x, weight, scale, choice)
@@ -213,6 +218,8 @@ def _serves(method: Method, x: Tensor, weight: Tensor) -> bool:
     """Whether a kernel of ours can do what the table, which knows nothing of dtypes and cards, asks."""
     if method in (Method.CUBLAS, Method.CUBLASLT) or not (x.is_cuda or _INTERPRETED):
         return False
+    if method is Method.PROPOSAL:
+        return x.is_cuda and cublaslt.serves(x, weight)
     return not method.streams or triton_stream_k.serves(x, weight)
 
 

@@ -24,6 +24,9 @@ from shoal_engine.kernels.triton_truncated import (
 )
 
 _GROUP = 16  # columns whose tokens are collected at once
+_WAYS = 8  # bounds of the candidates tried at once
+_PAIRS = 8  # candidates with which all are compared at once
+_WARPS = 16
 _DEEP_BLOCK = 8192
 
 
@@ -99,7 +102,7 @@ def sample(
         choose_truncated[(count,)](
             logits, *asked, space.maxima, space.masses, space.ok, space.token_ids, space.deep,
             space.chosen, space.values, space.ids, space.kept, vocab, columns, width, stride,
-            FOLD, width_block, _GROUP, NUCLEUS_COLUMNS, MAX_COLUMNS, MAX_CANDIDATES, num_warps=8,
+            FOLD, width_block, _GROUP, NUCLEUS_COLUMNS, MAX_COLUMNS, MAX_CANDIDATES, _WAYS, _PAIRS, num_warps=_WARPS,
         )  # fmt: skip
         choose_deep[(count,)](
             logits, *asked, space.maxima, space.deep, space.token_ids,

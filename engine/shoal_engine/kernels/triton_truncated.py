@@ -21,24 +21,26 @@ _BELOW_ONE = tl.constexpr(1.0 - 2.0**-50)
 
 
 @jit
-def _floor(tops, there, top, wanted):  # type: ignore[no-untyped-def]
-    """A value that at least `wanted` column maxima reach, and not many more; -Inf where too few are finite."""
+def _floor(tops, there, top, wanted, ways: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A value that at least `wanted` column maxima reach, and not many more; -Inf where too few are finite.
+
+    `ways` values between the bounds are tried at once: a round costs the wait for all threads, hardly the comparisons.
+    """
     finite = there & (tops > float("-inf"))
     count = tl.sum(finite.to(tl.int32), 0)
     low = tl.min(tl.where(finite, tops, float("inf")), 0)
     if count <= wanted:
         low = top * 0.0 - float("inf")
     high = top
-    tries = 0
-    while (count > wanted + wanted // 8) & (tries < 40):
-        middle = low + (high - low) * 0.5
-        reached = tl.sum((there & (tops >= middle)).to(tl.int32), 0)
-        if reached >= wanted:
-            low = middle
-            count = reached
-        else:
-            high = middle
-        tries += 1
+    rounds = 0
+    while (count > wanted + wanted // 8) & (rounds < 10):
+        tried = low + (high - low) * ((tl.arange(0, ways) + 1).to(tl.float32) / (ways + 1))
+        reached = tl.sum((there[:, None] & (tops[:, None] >= tried[None, :])).to(tl.int32), 0)
+        enough = reached >= wanted
+        count = tl.minimum(count, tl.min(tl.where(enough, reached, count), 0))
+        low = tl.maximum(low, tl.max(tl.where(enough, tried, low), 0))
+        high = tl.minimum(high, tl.min(tl.where(enough, high, tried), 0))
+        rounds += 1
     return low
 
 
@@ -67,12 +69,12 @@ def _collect(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _standing(values, v, count, top, heat, most: tl.constexpr):  # type: ignore[no-untyped-def]
+def _standing(values, v, count, top, heat, most: tl.constexpr, pairs: tl.constexpr):  # type: ignore[no-untyped-def]
     """For each candidate: how many are strictly larger, and their mass (float64)."""
     larger = tl.zeros((most,), tl.int32)
     mass = tl.zeros((most,), tl.float64)
-    for start in range(0, count, 8):
-        other = start + tl.arange(0, 8)
+    for start in range(0, count, pairs):
+        other = start + tl.arange(0, pairs)
         x = tl.load(values + other, mask=other < count, other=float("-inf"))
         weight = tl.exp((x - top) * (1.0 / heat)).to(tl.float64)
         above = x[None, :] > v[:, None]
@@ -82,11 +84,11 @@ def _standing(values, v, count, top, heat, most: tl.constexpr):  # type: ignore[
 
 
 @jit
-def _draw(ids, kept, token, weight, count, u, most: tl.constexpr):  # type: ignore[no-untyped-def]
+def _draw(ids, kept, token, weight, count, u, most: tl.constexpr, pairs: tl.constexpr):  # type: ignore[no-untyped-def]
     """By the running mass of kept candidates in order of token id: the last whose predecessors do not exceed the point."""
     before = tl.zeros((most,), tl.float64)
-    for start in range(0, count, 8):
-        other = start + tl.arange(0, 8)
+    for start in range(0, count, pairs):
+        other = start + tl.arange(0, pairs)
         other_id = tl.load(ids + other, mask=other < count, other=0)
         mass = tl.load(kept + other, mask=other < count, other=0.0).to(tl.float64)
         before += tl.sum(tl.where(other_id[None, :] < token[:, None], mass[None, :], 0.0), 1)
@@ -96,14 +98,15 @@ def _draw(ids, kept, token, weight, count, u, most: tl.constexpr):  # type: igno
 
 @jit
 def _choose_kept(  # type: ignore[no-untyped-def]
-    values, ids, kept, count, low, top, heat, k, p, least, total, u, vocab, most: tl.constexpr
+    values, ids, kept, count, low, top, heat, k, p, least, total, u, vocab,
+    most: tl.constexpr, pairs: tl.constexpr,
 ):  # fmt: skip
     """The token, or -1 where tokens outside the candidates may be kept."""
     place = tl.arange(0, most)
     v = tl.load(values + place, mask=place < count, other=float("-inf"))
     token = tl.load(ids + place, mask=place < count, other=0)
     weight = tl.exp((v - top) * (1.0 / heat))
-    larger, above = _standing(values, v, count, top, heat, most)
+    larger, above = _standing(values, v, count, top, heat, most, pairs)
     stay = (place < count) & (weight >= least) & (larger < k)
     settled = (count >= k) | (low == float("-inf"))
     settled = settled | ((least > 0.0) & (tl.exp((low - top) * (1.0 / heat)) <= least))
@@ -113,7 +116,7 @@ def _choose_kept(  # type: ignore[no-untyped-def]
     weight = tl.where(stay & (above < p * whole), weight, 0.0)
     tl.store(kept + place, weight, mask=place < count)
     tl.debug_barrier()
-    chosen = _draw(ids, kept, token, weight, count, u, most)
+    chosen = _draw(ids, kept, token, weight, count, u, most, pairs)
     return tl.where(settled | alone, chosen, -1)
 
 
@@ -123,6 +126,7 @@ def choose_truncated(  # type: ignore[no-untyped-def]
     chosen, values, ids, kept, vocab, columns, width, stride,
     fold: tl.constexpr, block: tl.constexpr, group: tl.constexpr,
     narrow: tl.constexpr, most_columns: tl.constexpr, most: tl.constexpr,
+    ways: tl.constexpr, pairs: tl.constexpr,
 ):  # fmt: skip
     """Program r: token_ids[r] of a truncated row, or deep[r] = 1. chosen, values, ids, kept: workspace of each row."""
     row = tl.program_id(0)
@@ -135,7 +139,7 @@ def choose_truncated(  # type: ignore[no-untyped-def]
         tops = tl.load(maxima + row * width + column, mask=there, other=float("-inf"))
         mass = tl.load(masses + row * width + column, mask=there, other=0.0)
         top = tl.max(tops, 0)
-        low = _floor(tops, there, top, tl.where(k < most_columns // 2, k, narrow))
+        low = _floor(tops, there, top, tl.where(k < most_columns // 2, k, narrow), ways)
         reaches = there & (tops >= low) & (tops > float("-inf"))
         number = tl.sum(reaches.to(tl.int32), 0)
         at = tl.cumsum(reaches.to(tl.int32), 0) - 1
@@ -154,8 +158,9 @@ def choose_truncated(  # type: ignore[no-untyped-def]
                 total = tl.sum(column_masses(tops, top, mass, heat), 0)
                 u = uniform(tl.load(keys + row), tl.load(positions + row))
                 token = _choose_kept(
-                    values, ids, kept + row * most, found, low, top, heat, k, p, least, total, u, vocab, most
-                )
+                    values, ids, kept + row * most, found, low, top, heat, k, p, least, total, u, vocab,
+                    most, pairs,
+                )  # fmt: skip
                 if token >= 0:
                     tl.store(token_ids + row, token.to(tl.int64))
                     unsettled = 0

@@ -21,7 +21,6 @@ from shoal_engine.kernels.invariant import InvariantKernels, tiling_for
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_invariant import (
     FLOAT32_TILE,
-    TILES,
     InvariantTile,
     invariant_linear,
     tile_for,
@@ -77,12 +76,23 @@ def test_a_weight_of_another_type_is_refused() -> None:
         invariant_linear(torch.zeros(1, 8), torch.zeros(4, 8, dtype=torch.bfloat16))
 
 
-def test_tiles_grow_with_the_rows_while_all_multiprocessors_have_one() -> None:
-    bf16 = torch.bfloat16
-    assert [tile_for(m, 4096, bf16).block_m for m in (1, 16, 17, 64)] == [16, 16, 32, 64]
-    assert tile_for(8192, 6144, bf16) == TILES[-1]
-    assert tile_for(128, 1024, bf16) == TILES[2]  # 16 tiles of 64 rows of the weight, twice
-    assert tile_for(1, 8, torch.float32) == tile_for(900, 800, torch.float32) == FLOAT32_TILE
+@pytest.mark.parametrize(
+    ("m", "n", "block_m", "block_n"),
+    [
+        (1, 4096, 16, 64),
+        (32, 6144, 32, 64),
+        (64, 1024, 16, 64),
+        (256, 1024, 32, 64),
+        (256, 4096, 128, 64),
+        (256, 6144, 128, 128),
+        (1024, 6144, 128, 128),
+        (8192, 6144, 256, 128),
+    ],
+)
+def test_the_tile_is_the_one_that_was_fastest_on_an_h200(m: int, n: int, block_m: int, block_n: int) -> None:
+    tile = tile_for(m, n, torch.bfloat16)
+    assert (tile.block_m, tile.block_n) == (block_m, block_n)
+    assert tile_for(m, n, torch.float32) == FLOAT32_TILE
 
 
 def attend(q: Tensor, batch: AttentionBatch, cache: Tensor, tables: Tensor) -> Tensor:
