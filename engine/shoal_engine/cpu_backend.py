@@ -11,7 +11,9 @@ from torch import Tensor
 
 from shoal_api.options import ModelOptions
 from shoal_engine.backend import StepDefaults
+from shoal_engine.errors import ModelLoadError
 from shoal_engine.kernels.cpu import cpu_kernels
+from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.memory_layout import CacheLayout, host_budget_bytes
 from shoal_engine.models.llama import Llama
@@ -34,7 +36,12 @@ class CpuBackend:
     def __init__(self, options: ModelOptions, dtype: torch.dtype) -> None:
         torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
         torch.set_grad_enabled(False)
-        self.place = Placement(torch.device("cpu"), dtype, cpu_kernels(), dtype)
+        kernels = cpu_kernels()
+        if options.deterministic and isinstance(kernels, ReferenceKernels):
+            raise ModelLoadError(
+                "--deterministic needs the compiled CPU kernels: install a C compiler, or leave it out"
+            )
+        self.place = Placement(torch.device("cpu"), dtype, kernels, dtype)
 
     def cache_budget_bytes(
         self, options: ModelOptions, model: Llama, layout: CacheLayout, limits: SchedulerLimits

@@ -1,6 +1,6 @@
-"""With products that do not look at the batch, a request's tokens are the same alone and in any company, chunks or cache.
+"""With `--deterministic` a request's tokens are the same alone and in any company, chunks or cache.
 
-The model is wide enough that oneDNN's own choice of loops would show: without the products of `--deterministic` these fail.
+The model is wide enough that oneDNN's own choice of loops would show in bfloat16: without the option that case fails.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from shoal_api.options import ModelOptions
-from shoal_engine import weights
+from shoal_engine import cpu_backend
 from shoal_engine.engine import Engine
-from shoal_engine.layers.invariant_product import invariant_product
-from shoal_engine.layers.products import Matrix, MatrixProduct
+from shoal_engine.errors import ModelLoadError
+from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.messages import Submit
 from shoal_engine.sampling_params import SamplingParams
 
@@ -55,14 +54,6 @@ MIXES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def _deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    def product(matrix: Matrix, bias: Tensor | None = None, *, keep_dense: bool = True) -> MatrixProduct:
-        return invariant_product(matrix, bias)
-
-    monkeypatch.setattr(weights, "matrix_product", product)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
@@ -78,6 +69,7 @@ def load(folder: Path, dtype: str, cache_tokens: int = 8192, **options: Any) -> 
             load_format="dummy",
             dtype=dtype,  # type: ignore[arg-type]
             num_threads=1,
+            deterministic=True,
             kv_cache_memory_bytes=cache_tokens * size,
             **options,
         )
@@ -120,7 +112,6 @@ def drive(engine: Engine, prompts: dict[str, list[int]], rng: random.Random | No
     return tokens, cached
 
 
-@pytest.mark.usefixtures("_deterministic")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_tokens_do_not_depend_on_company_chunks_cache_or_preemption(folder: Path, dtype: str) -> None:
     prompts = make_prompts(24)
@@ -132,3 +123,9 @@ def test_tokens_do_not_depend_on_company_chunks_cache_or_preemption(folder: Path
         assert got == alone, name
         assert cached > 0
         assert (engine.stats().num_preemptions > 0) == (name == "preempted")
+
+
+def test_without_compiled_kernels_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_backend, "cpu_kernels", ReferenceKernels)
+    with pytest.raises(ModelLoadError, match="install a C compiler"):
+        load(folder, "float32")

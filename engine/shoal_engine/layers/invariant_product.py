@@ -22,17 +22,17 @@ from shoal_engine.layers.products import (
 
 
 class InvariantProduct:
-    """On a GPU: one Triton kernel whatever the number of rows."""
+    """On a GPU: one Triton kernel whatever the number of rows. Hides its weight from kernels that would fuse it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         from shoal_engine.kernels.triton_invariant import invariant_linear  # a CPU does without Triton
 
-        self.weight = weight.contiguous()
-        self.bias = bias
+        self._weight = weight.contiguous()
+        self._bias = bias
         self._multiply = invariant_linear
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(x, self.weight, self.bias)
+        return self._multiply(x, self._weight, self._bias)
 
 
 class FixedRowsProduct:
