@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from graph_clock import copies_past_the_cache, read_bandwidth, us_per_call
-from linear_candidates import LIBRARIES, SHAPES, SILU_TILES, candidates, streams
+from linear_candidates import LIBRARIES, PROPOSALS, SHAPES, SILU_TILES, candidates, streams
 from torch import Tensor
 from torch.nn import functional
 
@@ -200,7 +200,7 @@ def main() -> None:
 def choices_for(rows: int, part: str, n: int, k: int, tune: bool) -> list[GemmChoice]:
     if part == "silu":
         few = [gemm_table.choose_silu(rows, n, k)]
-        found = streams(rows, n // 2, k, SILU_TILES) + LIBRARIES if tune else few + LIBRARIES
+        found = streams(rows, n // 2, k, SILU_TILES) + PROPOSALS + LIBRARIES if tune else few + LIBRARIES
     else:
         found = candidates(rows, n, k) if tune else [choose(rows, n, k), *LIBRARIES]
     return list(dict.fromkeys(found))

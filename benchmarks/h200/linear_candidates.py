@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 from shoal_engine.kernels import gemm_table
-from shoal_engine.kernels.cublaslt import MOST_PROPOSALS
 from shoal_engine.kernels.gemm_table import GemmChoice, Method
 
 SHAPES = {
@@ -17,7 +16,7 @@ SHAPES = {
 PROCESSORS = 132
 SKEWS = (0, 11)
 LIBRARIES = [GemmChoice(Method.CUBLAS), GemmChoice(Method.CUBLASLT)]
-PROPOSALS = [GemmChoice(Method.PROPOSAL, split_k=place) for place in range(MOST_PROPOSALS)]
+PROPOSALS = [GemmChoice(Method.PROPOSAL, split_k=place) for place in range(16)]
 GEMVS = [
     GemmChoice(Method.GEMV, n, k, 1, warps, stages)
     for (n, k, warps), stages in itertools.product(

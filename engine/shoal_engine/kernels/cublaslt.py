@@ -124,7 +124,7 @@ def _layout(rows: int, columns: int) -> Any:
 @functools.cache
 def _library() -> Any:
     """The very library that torch loaded, which is the one its release was tested with."""
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     with open("/proc/self/maps") as maps:
         paths = sorted({line.split()[-1] for line in maps if "libcublasLt.so" in line})
     if not paths:
