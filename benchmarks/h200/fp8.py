@@ -40,7 +40,8 @@ from torch import Tensor
 from shoal_engine.kernels import fp8_table, triton_linear
 from shoal_engine.kernels.fp8_table import ROW_BUCKETS, Fp8Choice, Fp8Way, choose_fp8
 from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice
-from shoal_engine.kernels.triton_quantise import quantise_groups, quantise_rows
+from shoal_engine.kernels.triton_norm import silu_mul
+from shoal_engine.kernels.triton_quantise import quantise_groups, quantise_rows, silu_mul_rows
 from shoal_engine.quantization.fp8 import Fp8Weight
 
 SHAPES = {
@@ -170,6 +171,13 @@ def rounding_times() -> None:
         print(
             f"rounding {m}x{k}: rows {rows:.1f} us ({m * k * 3 / rows / 1e6:.2f} TB/s), groups {groups:.1f} us"
         )
+    for m in (64, 8192):
+        inputs = copies_past_the_cache(torch.randn(m, 2 * 14336, device="cuda").bfloat16())
+        (one, scales), (two, other) = silu_mul_rows(inputs[0]), quantise_rows(silu_mul(inputs[0]))
+        error = relative(one.double() * scales, two.double() * other)
+        fused = us_per_call(silu_mul_rows, inputs)
+        apart = us_per_call(lambda x: quantise_rows(silu_mul(x)), inputs)
+        print(f"gated {m}x14336: one kernel {fused:.1f} us, two {apart:.1f} us, apart by {error:.1e}")
 
 
 def check_broken_tokens() -> None:

@@ -15,9 +15,13 @@ from torch import Tensor
 from shoal_engine.kernels import triton_linear
 from shoal_engine.kernels.fp8_table import Fp8Choice, Fp8Way
 from shoal_engine.kernels.gemm_table import GemmChoice, Method
+from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_quantise import quantise_groups_reference, quantise_rows_reference
 from shoal_engine.layers import gpu_products
 from shoal_engine.layers.gpu_products import Bf16Product, BlockFp8Product, Fp8Product, fp8_product
+from shoal_engine.layers.linear import Linear
+from shoal_engine.layers.mlp import GatedMLP
+from shoal_engine.layers.products import GatedProduct
 from shoal_engine.quantization.fp8 import Fp8Weight, quantise_channels
 
 EXACT_INPUT = 8e-3  # the interpreter truncates to bfloat16
@@ -126,6 +130,28 @@ def test_the_way_that_the_table_names(monkeypatch: pytest.MonkeyPatch, choice: F
     values, scales = quantise_rows_reference(x)
     want = exact(values.double() * scales.double(), stored, bias)
     assert error(fp8_product(stored, bias)(x), want) <= EXACT_INPUT
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_gated_input(rows: int) -> None:
+    stored, bias = channels(32, 96), torch.randn(32).bfloat16()
+    gate_up = torch.randn(rows, 192).bfloat16()
+    gate, up = gate_up.double().chunk(2, 1)
+    product = fp8_product(stored, bias)
+    assert isinstance(product, GatedProduct)
+    want = exact(torch.nn.functional.silu(gate) * up, stored, bias)
+    assert error(product.gated(gate_up), want) <= (2 * EXACT_INPUT if rows == 1 else ROUNDED_INPUT)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_feed_forward_of_float8(rows: int) -> None:
+    torch.manual_seed(1)
+    gate_up, down = quantise_channels(torch.randn(192, 32)), quantise_channels(torch.randn(32, 96))
+    x = torch.randn(rows, 32).bfloat16()
+    mlp = GatedMLP(Linear(fp8_product(gate_up)), Linear(fp8_product(down)), ReferenceKernels())
+    gate, up = exact(x, gate_up, None).chunk(2, 1)
+    want = exact(torch.nn.functional.silu(gate) * up, down, None)
+    assert error(mlp(x), want) <= (2 * EXACT_INPUT if rows == 2 else 2 * ROUNDED_INPUT)
 
 
 def test_a_rounded_input_needs_a_scale_for_each_channel() -> None:

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from shoal_engine.kernels import triton_linear
 from shoal_engine.kernels.fp8_table import Fp8Choice, Fp8Way, choose_fp8, wide_tile
-from shoal_engine.kernels.gemm_table import MAX_ROWS
-from shoal_engine.kernels.triton_quantise import quantise_groups, quantise_rows, rescale
+from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice
+from shoal_engine.kernels.triton_norm import silu_mul
+from shoal_engine.kernels.triton_quantise import quantise_groups, quantise_rows, rescale, silu_mul_rows
 from shoal_engine.quantization.fp8 import BLOCK, Fp8Weight
 
 _GROUPS_TOGETHER = 4  # cuBLASLt reads the scales of a weight's blocks in rows of whole 16 bytes
@@ -50,13 +51,28 @@ class Fp8Product:
         self._one = torch.ones((), dtype=torch.float32, device=stored.scale.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows, (n, k) = x.shape[0], self.weight.shape
-        choice = choose_fp8(rows, n, k, in_blocks=False)
-        if choice.way is not Fp8Way.WIDE and not (self._stored.round_input and _aligned(n, k)):
-            return _unrounded(x, self._stored, self.bias)
-        if choice.way is Fp8Way.WIDE and choice.tile is not None:
-            return _added(triton_linear.launch(x, self.weight, self.scale, choice.tile), self.bias)
+        choice = self._rounding(x.shape[0])
+        if choice is None:
+            return self._unrounded(x)
         return self.multiply_rounded(*quantise_rows(x), x.dtype, choice)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """gate_up [M, 2K] -> (silu(gate) * up) W^T + b [M, N]: many rows are rounded as they are computed."""
+        choice = self._rounding(gate_up.shape[0])
+        if choice is None:
+            return self._unrounded(silu_mul(gate_up))
+        return self.multiply_rounded(*silu_mul_rows(gate_up), gate_up.dtype, choice)
+
+    def _rounding(self, rows: int) -> Fp8Choice | None:
+        """The way to multiply so many rows when it rounds them."""
+        n, k = self.weight.shape
+        choice = choose_fp8(rows, n, k, in_blocks=False)
+        rounds = choice.way is not Fp8Way.WIDE and self._stored.round_input and _aligned(n, k)
+        return choice if rounds else None
+
+    def _unrounded(self, x: Tensor) -> Tensor:
+        choice = choose_fp8(x.shape[0], *self.weight.shape, in_blocks=False)
+        return _unrounded(x, self._stored, self.bias, choice.tile if choice.way is Fp8Way.WIDE else None)
 
     def multiply_rounded(self, values: Tensor, scales: Tensor, dtype: torch.dtype, by: Fp8Choice) -> Tensor:
         """values [M, K] float8_e4m3fn with scales [M, 1] float32 -> [M, N]."""
@@ -91,10 +107,9 @@ class BlockFp8Product:
     def __call__(self, x: Tensor) -> Tensor:
         rows, (n, k) = x.shape[0], self.weight.shape
         choice = choose_fp8(rows, n, k, in_blocks=True)
-        if choice.tile is not None:
-            return _added(triton_linear.launch(x, self.weight, self._stored.scale, choice.tile), self.bias)
-        if not (self._stored.round_input and _in_whole_blocks(x, n, k)):
-            return _unrounded(x, self._stored, self.bias)
+        rounds = choice.way is not Fp8Way.WIDE and self._stored.round_input and _in_whole_blocks(x, n, k)
+        if not rounds:
+            return _unrounded(x, self._stored, self.bias, choice.tile)
         return self.multiply_rounded(*quantise_groups(x), x.dtype)[:rows]
 
     def multiply_rounded(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -141,12 +156,13 @@ def _padded_scale(scale: Tensor) -> Tensor:
     return padded.t()
 
 
-def _unrounded(x: Tensor, stored: Fp8Weight, bias: Tensor | None) -> Tensor:
-    """For inputs that must keep their bits, and for rare shapes. Many rows write the weight out in x's type each time."""
+def _unrounded(x: Tensor, stored: Fp8Weight, bias: Tensor | None, tile: GemmChoice | None) -> Tensor:
+    """Inputs keep their bits. tile: what the table names for so few rows. Many write the weight out in x's type each time:
+    those of checkpoints that want it so, and of rare shapes."""
     rows, (n, k) = x.shape[0], stored.values.shape
     if rows > MAX_ROWS:
         return functional.linear(x, stored.dequantise(x.dtype), bias)
-    tile = wide_tile(rows, n, k, stored.in_blocks)
+    tile = tile or wide_tile(rows, n, k, stored.in_blocks)
     return _added(triton_linear.launch(x, stored.values, stored.scale, tile), bias)
 
 

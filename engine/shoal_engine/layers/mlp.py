@@ -6,6 +6,7 @@ from torch import Tensor
 
 from shoal_engine.kernels.interface import Kernels
 from shoal_engine.layers.linear import Linear
+from shoal_engine.layers.products import GatedProduct
 
 
 class GatedMLP:
@@ -13,7 +14,11 @@ class GatedMLP:
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
         self.kernels = kernels
+        self._gated = down_proj.product if isinstance(down_proj.product, GatedProduct) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, H] -> [T, H]."""
-        return self.down_proj(self.kernels.silu_mul(self.gate_up_proj(x)))
+        gate_up = self.gate_up_proj(x)
+        if self._gated is not None:
+            return self._gated.gated(gate_up)
+        return self.down_proj(self.kernels.silu_mul(gate_up))

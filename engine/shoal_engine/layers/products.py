@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ class MatrixProduct(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, in] -> [M, out], same dtype."""
+
+
+@runtime_checkable
+class GatedProduct(Protocol):
+    """A product that reads a gated input in one pass with its own preparation of it."""
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """gate_up [M, 2 * in] -> (silu(gate) * up) W^T + b [M, out], gates before ups."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from shoal_engine.kernels.triton_quantise import (
     quantise_rows,
     quantise_rows_reference,
     rescale,
+    silu_mul_rows,
 )
 
 STEP = 1 / 16  # e4m3 keeps three bits behind the leading one: half of the last is 1/16 of the number
@@ -47,6 +48,18 @@ def test_rows(m: int, k: int) -> None:
     assert scales.shape == (m, 1)
     torch.testing.assert_close(scales, want_scales)
     same_float8(values, want_values)
+
+
+@pytest.mark.parametrize(("m", "k"), [(1, 64), (5, 200)])
+def test_rows_of_a_gated_product(m: int, k: int) -> None:
+    gate_up = torch.cat([torch.randn(m, k), activations(m, k).float()], 1).bfloat16()
+    gate, up = gate_up.double().chunk(2, 1)
+    want = torch.nn.functional.silu(gate) * up
+    values, scales = silu_mul_rows(gate_up)
+    error = (values.double() * scales.double() - want).norm(dim=1) / want.norm(dim=1)
+    assert (values.float().abs().amax(1) == 448).all()
+    assert error.max() <= 0.04
+    torch.testing.assert_close(scales[:, 0].double(), want.abs().amax(1) / 448, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize(("m", "k"), [(1, 128), (5, 384), (8, 256)])
