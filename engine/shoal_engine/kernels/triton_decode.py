@@ -21,12 +21,14 @@ from shoal_engine.kernels.triton_prefix import attend_prefixes, find_shared
 from shoal_engine.kernels.triton_walk import LOG2_E as LOG2_E  # also of those who merge pieces
 from shoal_engine.kernels.triton_walk import log2_factors, sink_logits, walk_tiles
 
-MERGED_ELEMENTS = 4096  # of partial sums in registers at once
+MERGED_ELEMENTS = 2048  # of partial sums in the registers of a warp at once
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeTiling:
     """programs: workers times key/value heads, about; an H200 has 132 processors and needs several programs on each.
+
+    prefix_tokens: of a shared prefix that are taken at once, by many more rows; whole tiles.
 
     Small programs, eight on a processor, hide each other's waits: on an H200 at context 577 and 1 / 8 / 32 / 128 / 256
     requests 8.1 / 12.5 / 31.7 / 82.5 / 160 us, against 9.7 / 15.1 / 34 / 85 / 160 with tiles of 64, two warps and 528.
@@ -36,6 +38,7 @@ class DecodeTiling:
     warps: int = 1
     stages: int = 3
     programs: int = 1056
+    prefix_tokens: int = 64
 
     def workers(self, layout: HeadLayout) -> int:
         return max(1, self.programs // layout.num_kv_heads)
@@ -95,17 +98,17 @@ def _merge_pieces(
     shift = tl.where(top == float("-inf"), 0.0, top)
     weight = tl.sum(tl.exp2(tops - shift[None, :]) * weights, 0)
     merged = tl.zeros((group_block, dim_block), tl.float32)
-    for begin in tl.static_range(0, max_pieces, piece_block):
-        piece = begin + tl.arange(0, piece_block)
-        slot = (2 * (first_worker + piece) + (piece == 0)) * num_kv_heads + head
-        there = (piece < pieces)[:, None] & (rows < group)[None, :]
-        at = slot[:, None] * (2 * group) + rows[None, :]
+    for begin in range(0, pieces, piece_block):
+        some = begin + tl.arange(0, piece_block)
+        row = (2 * (first_worker + some) + (some == 0)) * num_kv_heads + head
+        real = (some < pieces)[:, None] & (rows < group)[None, :]
+        some_tops = stats + row[:, None] * (2 * group) + rows[None, :]
         factor = tl.exp2(
-            tl.load(stats + at, mask=there, other=float("-inf"), cache_modifier=".cg") - shift[None, :]
+            tl.load(some_tops, mask=real, other=float("-inf"), cache_modifier=".cg") - shift[None, :]
         )
-        at = (slot[:, None, None] * group + rows[None, :, None]) * head_dim + dims[None, None, :]
-        kept = there[:, :, None] & (dims < head_dim)[None, None, :]
-        part = tl.load(sums + at, mask=kept, other=0.0, cache_modifier=".cg")
+        part_at = (row[:, None, None] * group + rows[None, :, None]) * head_dim + dims[None, None, :]
+        part_kept = real[:, :, None] & (dims < head_dim)[None, None, :]
+        part = tl.load(sums + part_at, mask=part_kept, other=0.0, cache_modifier=".cg")
         merged += tl.sum(part * factor[:, :, None], 0)
     merged = merged / tl.where(weight == 0.0, 1.0, weight)[:, None]
     kept = (rows < group)[:, None] & (dims < head_dim)[None, :]
@@ -156,7 +159,7 @@ def _decode_kernel(
     piece_stats: tl.tensor,
     arrivals: tl.tensor,
     sinks: tl.tensor,
-    prefix_tiles: tl.tensor,
+    prefix_steps: tl.tensor,
     prefix_sums: tl.tensor,
     prefix_stats: tl.tensor,
     out: tl.tensor,
@@ -168,6 +171,7 @@ def _decode_kernel(
     has_cap: tl.constexpr,
     has_sinks: tl.constexpr,
     prefix_splits: tl.constexpr,
+    step_tiles: tl.constexpr,
     workers: tl.constexpr,
     num_kv_heads: tl.constexpr,
     group: tl.constexpr,
@@ -198,7 +202,7 @@ def _decode_kernel(
         first_visible = tl.maximum(length - window, 0)
         first_tile = first_visible // tile_tokens
         if prefix_splits > 0:
-            first_tile = tl.load(prefix_tiles + request)
+            first_tile = tl.load(prefix_steps + request) * step_tiles
         from_token = (first_tile + tile - start) * tile_tokens
         to_token = tl.minimum(from_token + (stop - tile) * tile_tokens, length)
         offset = (request.to(tl.int64) * num_kv_heads + head) * (group * head_dim)
@@ -213,7 +217,7 @@ def _decode_kernel(
         if prefix_splits > 0:
             sums, top, weight = _take_prefix(
                 (sums, top, weight), prefix_sums, prefix_stats, (request * num_kv_heads + head).to(tl.int64),
-                tl.where(tile == start, tl.minimum(first_tile, prefix_splits), 0),
+                tl.where(tile == start, tl.minimum(first_tile // step_tiles, prefix_splits), 0),
                 prefix_splits, group, head_dim, row_block, dim_block,
             )  # fmt: skip
         sums, top, weight = walk_tiles(
@@ -263,15 +267,16 @@ def attend_decodes(
     prefix = attend_prefixes(q, layout, batch, cache, scale, shared) if shared else None
     _decode_kernel[(layout.num_kv_heads, plan.workers)](
         q, cache, batch.tables, batch.context_lens, plan.line, workspace.sums, workspace.stats, workspace.arrivals,
-        unused if scale.sinks is None else scale.sinks, shared.tiles if shared else unused,
+        unused if scale.sinks is None else scale.sinks, shared.steps if shared else unused,
         prefix.sums if prefix else unused, prefix.stats if prefix else unused,
         out, cache.stride(0), batch.tables.stride(0), scale_log2, cap_log2, scale.window or 2**30,
         has_cap=scale.softcap is not None, has_sinks=scale.sinks is not None,
         prefix_splits=shared.splits if shared else 0,
+        step_tiles=shared.step_tokens // plan.tile_tokens if shared else 1,
         workers=plan.workers, num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
         block_tokens=batch.block_tokens, row_block=max(16, group_block), group_block=group_block,
         dim_block=dim_block, tile_tokens=plan.tile_tokens, max_pieces=plan.max_pieces,
-        piece_block=max(1, min(plan.max_pieces, MERGED_ELEMENTS // (group_block * dim_block))),
+        piece_block=max(1, min(plan.max_pieces, tiling.warps * MERGED_ELEMENTS // (group_block * dim_block))),
         precision="ieee" if q.dtype == torch.float32 else "tf32", num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
 
@@ -279,7 +284,8 @@ def attend_decodes(
 def tiling_for(layout: HeadLayout, dtype: torch.dtype) -> DecodeTiling:
     """Wider rows make shorter tiles: three stages of keys and values must fit the shared memory."""
     row_bytes = triton.next_power_of_2(layout.head_dim) * dtype.itemsize
-    return DecodeTiling(tile_tokens=int(min(32, max(16, 32 * 256 // row_bytes))))
+    tile_tokens = int(min(32, max(16, 32 * 256 // row_bytes)))
+    return DecodeTiling(tile_tokens, warps=1 if layout.head_dim <= 128 else 2)
 
 
 def plan_for(
@@ -287,7 +293,7 @@ def plan_for(
 ) -> DecodePlan:
     """The plan of all layers of one step that share `layout` and `scale`."""
     shares = batch.shares_prefixes and scale.window is None
-    shared = find_shared(batch, layout, tiling.tile_tokens) if shares else None
+    shared = find_shared(batch, layout, max(tiling.prefix_tokens, tiling.tile_tokens)) if shares else None
     return plan_decodes(
         batch.context_lens, batch.num_decodes, scale.window, tiling.workers(layout), tiling.tile_tokens,
         tiling.max_pieces(layout), shared,

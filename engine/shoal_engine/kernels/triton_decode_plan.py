@@ -36,14 +36,15 @@ class DecodePlan:
     shared: SharedPrefix | None = None
 
 
-@jit_once("context_lens", "prefix_tiles", "num_requests", "window")
+@jit_once("context_lens", "prefix_steps", "num_requests", "window")
 def _plan_kernel(
     context_lens: tl.tensor,
-    prefix_tiles: tl.tensor,
+    prefix_steps: tl.tensor,
     line: tl.tensor,
     num_requests: tl.tensor,
     window: tl.tensor,
     has_prefix: tl.constexpr,
+    step_tiles: tl.constexpr,
     workers: tl.constexpr,
     tile_tokens: tl.constexpr,
     max_pieces: tl.constexpr,
@@ -60,7 +61,7 @@ def _plan_kernel(
         length = tl.load(context_lens + request, mask=request < num_requests, other=0)
         hidden = tl.maximum(length - window, 0) // tile_tokens
         if has_prefix:
-            hidden = tl.load(prefix_tiles + request, mask=request < num_requests, other=0)
+            hidden = tl.load(prefix_steps + request, mask=request < num_requests, other=0) * step_tiles
         tiles = tl.maximum((length + tile_tokens - 1) // tile_tokens - hidden, 1)
         tiles = tl.where(request < num_requests, tiles, 0)
         tl.store(starts + 1 + request, total + tl.cumsum(tiles, 0), mask=request < num_requests)
@@ -92,8 +93,9 @@ def plan_decodes(
     line = torch.empty(2 + workers + num_decodes + 1, dtype=torch.int32, device=context_lens.device)
     worker_block = triton.next_power_of_2(workers)
     _plan_kernel[(1,)](
-        context_lens, shared.tiles if shared else context_lens, line, num_decodes, window or 2**30,
-        has_prefix=shared is not None, workers=workers, tile_tokens=tile_tokens, max_pieces=max_pieces,
+        context_lens, shared.steps if shared else context_lens, line, num_decodes, window or 2**30,
+        has_prefix=shared is not None, step_tiles=shared.step_tokens // tile_tokens if shared else 1,
+        workers=workers, tile_tokens=tile_tokens, max_pieces=max_pieces,
         request_block=REQUESTS_PER_PASS, worker_block=worker_block,
         compare_block=max(1, COMPARISONS_PER_PASS // worker_block), num_warps=4,
     )  # fmt: skip

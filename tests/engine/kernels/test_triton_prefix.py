@@ -16,7 +16,7 @@ from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_decode import DecodeTiling
-from shoal_engine.kernels.triton_prefix import LEAST_TILES, ROWS, find_shared
+from shoal_engine.kernels.triton_prefix import LEAST_STEPS, ROWS, find_shared
 from tests.engine.kernels.paged_batches import (
     attention_batch,
     filled_cache,
@@ -24,7 +24,7 @@ from tests.engine.kernels.paged_batches import (
     without_padding,
 )
 
-TILE = 16
+TILE, STEP = 16, 32
 PAIRS = HeadLayout(ROWS // 2, 1, 16)  # so many heads that a window holds two requests
 SMALL = HeadLayout(4, 2, 16)
 
@@ -47,7 +47,7 @@ def sharing(
 
 
 def twin_of_runs(batch: AttentionBatch, window_requests: int) -> tuple[list[int], list[int]]:
-    """Prefix tiles and members of every request, one request after the other."""
+    """Steps and members of every request, one request after the other."""
     tables, lengths, size = batch.tables.tolist(), batch.context_lens.tolist(), batch.block_tokens
     common = [0] * len(lengths)
     for row in range(1, len(lengths)):
@@ -55,16 +55,16 @@ def twin_of_runs(batch: AttentionBatch, window_requests: int) -> tuple[list[int]
             blocks = min(lengths[row], lengths[row - 1]) // size
             pairs = zip(tables[row][:blocks], tables[row - 1][:blocks], strict=True)
             equal = [mine == before for mine, before in pairs]
-            common[row] = (equal.index(False) if False in equal else blocks) * size // TILE
-    tiles, members, begin = [0] * len(lengths), [1] * len(lengths), 0
+            common[row] = (equal.index(False) if False in equal else blocks) * size // STEP
+    steps, members, begin = [0] * len(lengths), [1] * len(lengths), 0
     for end in range(1, len(lengths) + 1):
         after = common[end + 1] if end + 1 < len(lengths) and (end + 1) % window_requests else 0
-        if end == len(lengths) or common[end] < LEAST_TILES or 2 * common[end] < after:
+        if end == len(lengths) or common[end] < LEAST_STEPS or 2 * common[end] < after:
             for row in range(begin, end):
                 members[row] = end - begin
-                tiles[row] = min(common[begin + 1 : end], default=0)
+                steps[row] = min(common[begin + 1 : end], default=0)
             begin = end
-    return tiles, members
+    return steps, members
 
 
 @pytest.mark.parametrize("layout", [SMALL, PAIRS, HeadLayout(3, 1, 16)], ids=str)
@@ -82,18 +82,18 @@ def test_runs_are_those_of_the_twin(layout: HeadLayout, block_tokens: int) -> No
             links.append(int(torch.rand((), generator=generator) * most * 1.2) if row % 5 else 0)
             links[row] = min(links[row], most)
         batch, _ = sharing(contexts, links, block_tokens)
-        shared = find_shared(batch, layout, TILE)
-        tiles, members = twin_of_runs(batch, window)
-        assert shared.tiles.tolist() == tiles
+        shared = find_shared(batch, layout, STEP)
+        steps, members = twin_of_runs(batch, window)
+        assert shared.steps.tolist() == steps
         assert shared.members.tolist() == members
-        found += sum(tiles)
+        found += sum(steps)
     assert found > 0
 
 
 def test_a_long_common_prefix_is_compared_in_several_passes() -> None:
     batch, _ = sharing([3000, 3000, 3000], [0, 2512, 2992], block_tokens=16)
-    shared = find_shared(batch, SMALL, TILE)
-    assert shared.tiles.tolist() == [157, 157, 157]
+    shared = find_shared(batch, SMALL, STEP)
+    assert shared.steps.tolist() == [78, 78, 78]
 
 
 def check(
@@ -112,7 +112,7 @@ def check(
     real = without_padding(batch)
     rows = real.num_requests
     want = ReferenceKernels().attend(q[:rows].float(), layout, real, cache.float().nan_to_num(0.0), scale)
-    kernels = CudaKernels(DecodeTiling(tile_tokens=TILE, programs=workers * layout.num_kv_heads))
+    kernels = CudaKernels(DecodeTiling(TILE, programs=workers * layout.num_kv_heads, prefix_tokens=STEP))
     tolerance = 1e-5 if dtype == torch.float32 else 4e-3
     for _ in range(2):
         got = kernels.attend(q, layout, batch, cache, scale)
@@ -124,12 +124,12 @@ def check(
 @pytest.mark.parametrize(
     ("contexts", "links"),
     [
-        ([100, 90, 130, 81], [0, 80, 80, 80]),
-        ([200, 300, 110, 120], [0, 192, 64, 96]),
-        ([200, 300, 110, 500, 510], [0, 192, 0, 64, 496]),
-        ([65, 66, 300, 0, 0], [0, 64, 64, 0, 0]),
+        ([150, 140, 180, 145], [0, 128, 139, 144]),
+        ([200, 300, 200, 150], [0, 192, 128, 144]),
+        ([200, 300, 150, 310, 320], [0, 192, 0, 128, 304]),
+        ([129, 130, 200, 0, 0], [0, 128, 128, 0, 0]),
         ([400, 20, 400], [0, 0, 0]),
-        ([80, 80], [0, 80]),
+        ([160, 160], [0, 160]),
     ],
     ids=str,
 )
@@ -139,18 +139,18 @@ def test_outputs_equal_the_twins(contexts: list[int], links: list[int], workers:
 
 @pytest.mark.parametrize("layout", [PAIRS, HeadLayout(3, 1, 24), HeadLayout(2, 2, 64)], ids=str)
 def test_layouts(layout: HeadLayout) -> None:
-    check([100, 90, 130, 81, 95], [0, 80, 64, 80, 80], layout, workers=5)
+    check([150, 140, 180, 145, 160], [0, 139, 128, 144, 128], layout, workers=5)
 
 
 def test_sinks_and_a_softcap_count_once() -> None:
     sinks = torch.tensor([-1.0, 0.0, 2.0, 5.0])
-    check([200, 300, 110], [0, 192, 96], scale=AttentionScale(1.0, None, 4.0, sinks), workers=7)
+    check([200, 300, 150], [0, 192, 128], scale=AttentionScale(1.0, None, 4.0, sinks), workers=7)
 
 
 def test_short_types() -> None:
-    check([200, 300, 110], [0, 192, 96], dtype=torch.float16)
-    check([200, 300, 110], [0, 192, 96], dtype=torch.float8_e4m3fn)
+    check([200, 300, 150], [0, 192, 128], dtype=torch.float16)
+    check([200, 300, 150], [0, 192, 128], dtype=torch.float8_e4m3fn)
 
 
 def test_a_window_reads_no_prefix() -> None:
-    check([200, 300, 110], [0, 192, 96], scale=AttentionScale(0.25, window=50))
+    check([200, 300, 150], [0, 192, 128], scale=AttentionScale(0.25, window=50))
