@@ -47,14 +47,15 @@ PREFILLS = [fresh(16, 1024), fresh(8, 2048), fresh(2, 8192), chunk(1, 2048, 6144
 QUICK_PREFILLS = [fresh(16, 1024), fresh(1, 8192), chunk(1, 2048, 6144), chunk(16, 16, 1024)]
 ROWS, QUICK_ROWS = (1, 32, 256, 8192), (256, 8192)
 DECODE_TILINGS = [
-    DecodeTiling(64, 2, 3, 264),
+    DecodeTiling(32, 1, 3, 1056),
+    DecodeTiling(32, 1, 4, 1056),
+    DecodeTiling(32, 1, 3, 1320),
+    DecodeTiling(32, 1, 3, 792),
+    DecodeTiling(32, 2, 3, 1056),
     DecodeTiling(64, 2, 3, 528),
     DecodeTiling(64, 2, 4, 528),
-    DecodeTiling(64, 4, 3, 264),
-    DecodeTiling(64, 4, 4, 528),
-    DecodeTiling(128, 4, 2, 264),
+    DecodeTiling(64, 1, 3, 792),
     DecodeTiling(128, 4, 3, 528),
-    DecodeTiling(32, 2, 4, 528),
 ]
 PREFILL_TILINGS = [
     PrefillTiling(128, 128, 8, 3),
@@ -113,7 +114,7 @@ def variants(block_tokens: int) -> Iterator[Timing]:
     """Every tiling, on the heads of the 8B."""
     for tiling in DECODE_TILINGS:
         label = f"decode {tiling.tile_tokens}/{tiling.warps}/{tiling.stages}/{tiling.programs}"
-        for case in (uniform(1, 1024), uniform(32, 577), uniform(256, 577), LONG_TAIL):
+        for case in (uniform(1, 1024), uniform(32, 577), uniform(256, 577), LONG_TAIL, SHARED[1]):
             yield _attention_timing(label, case, LLAMA_8B, block_tokens, CudaKernels(tiling))
     for shape in PREFILL_TILINGS:
         label = f"prefill {shape.block_m}/{shape.block_n}/{shape.warps}/{shape.stages}"

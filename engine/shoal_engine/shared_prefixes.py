@@ -14,12 +14,19 @@ def neighbours_share(
 ) -> bool:
     """tables [R, blocks], context_lens [R], decodes first: do enough of them begin as the one before them does?
 
-    Looks at one block of each. Blocks are shared from the first one on, so a common block has a common past.
+    Looks at the block that ends 256 tokens, that at 512, and so on. Blocks are shared from the first one on, so a common
+    block has a common past.
     """
-    column = LEAST_PREFIX_TOKENS // block_tokens - 1 if block_tokens < LEAST_PREFIX_TOKENS else 0
-    if num_decodes < 2 or column >= tables.shape[1]:
-        return False
-    there = context_lens[:num_decodes] >= (column + 1) * block_tokens
-    block = tables[:num_decodes, column]
-    pairs = int(np.count_nonzero((block[1:] == block[:-1]) & there[1:] & there[:-1]))
-    return pairs * (column + 1) * block_tokens >= LEAST_TOKENS_SAVED
+    tables, context_lens = tables[:num_decodes], context_lens[:num_decodes]
+    depth_tokens, counted_tokens, saved_tokens = LEAST_PREFIX_TOKENS, 0, 0
+    while depth_tokens <= tables.shape[1] * block_tokens:
+        blocks = -(-depth_tokens // block_tokens)
+        block, there = tables[:, blocks - 1], context_lens >= blocks * block_tokens
+        pairs = int(np.count_nonzero((block[1:] == block[:-1]) & there[1:] & there[:-1]))
+        if pairs == 0:
+            return False
+        saved_tokens += pairs * (blocks * block_tokens - counted_tokens)
+        if saved_tokens >= LEAST_TOKENS_SAVED:
+            return True
+        depth_tokens, counted_tokens = 2 * depth_tokens, blocks * block_tokens
+    return False

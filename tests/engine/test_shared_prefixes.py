@@ -22,7 +22,7 @@ def batch_of(
 def test_many_decodes_with_one_prefix_share(block_tokens: int) -> None:
     tables, lengths = batch_of(40, 1024, 1200, block_tokens)
     assert neighbours_share(tables, lengths, 40, block_tokens)
-    assert not neighbours_share(tables, lengths, 2 if block_tokens < 512 else 1, block_tokens)
+    assert not neighbours_share(tables, lengths, 2, block_tokens), "one pair saves 1024 tokens"
     assert not neighbours_share(*batch_of(40, 0, 1200, block_tokens), 40, block_tokens)
 
 
@@ -32,8 +32,15 @@ def test_a_short_prefix_is_not_worth_it() -> None:
     assert not neighbours_share(*batch_of(16, 256, 1200, 16), 16, 16)
 
 
+def test_few_decodes_share_a_long_prefix() -> None:
+    assert neighbours_share(*batch_of(2, 4096, 5000, 16), 2, 16)
+    assert neighbours_share(*batch_of(3, 2048, 2100, 16), 3, 16)
+    assert not neighbours_share(*batch_of(2, 4095, 5000, 16), 2, 16)
+    assert not neighbours_share(*batch_of(1, 4096, 5000, 16), 1, 16)
+
+
 def test_only_decodes_count() -> None:
-    assert not neighbours_share(*batch_of(40, 1024, 1200, 16), 10, 16)
+    assert not neighbours_share(*batch_of(40, 1024, 1200, 16), 4, 16)
 
 
 def test_padding_of_short_tables_is_no_common_block() -> None:
