@@ -54,7 +54,9 @@ def main() -> int:
             outputs[name] = []
             for sampler in (cpu, gpu):
                 sampler.add(name, asked[name], prompts[name], eos_ids=[2])
-        ids = rng.sample(sorted(prompts), k=max(1, len(prompts) - 2))
+        ids = rng.sample(sorted(prompts), k=max(1, len(prompts) - 2)) if prompts else []
+        if not ids:
+            continue
         logits = (torch.randn(len(ids), VOCAB) * 4).bfloat16()
         want = cpu.sample(logits, ids)
         have = gpu.sample(logits.cuda(), ids).on_host()

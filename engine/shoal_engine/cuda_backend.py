@@ -47,7 +47,15 @@ class CudaBackend:
         return found.cache_budget(options.gpu_memory_utilization)
 
     def runner(self, model: Llama, cache: Tensor, layout: CacheLayout, limits: SchedulerLimits) -> Runner:
-        return CudaRunner(model, self._kernels, cache, layout, limits.max_num_seqs, limits.max_model_len)
+        return CudaRunner(
+            model,
+            self._kernels,
+            cache,
+            layout,
+            limits.max_num_seqs,
+            limits.max_model_len,
+            fuse=not self._deterministic and cache.dtype == self.place.dtype,
+        )
 
     def sampler(self, vocab_size: int, seed: int, limits: SchedulerLimits) -> Sampler:
         return CudaSampler(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from shoal_engine.batch import HostBatch
+from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.runner import Computed, Runner, arrays_of
-from shoal_engine.step_graphs import StepGraphs
+from shoal_engine.step_graphs import FUSED_ROWS, StepGraphs
 from shoal_engine.upload import Upload
 
 
@@ -27,10 +28,14 @@ class CudaRunner(Runner):
         layout: CacheLayout,
         max_num_seqs: int,
         max_model_len: int,
+        *,
+        fuse: bool = True,
     ) -> None:
+        """fuse: whether small batches of decodes may run in fewer kernels, where the model's weights allow it."""
         super().__init__(model, cache, layout, max_num_seqs, max_model_len)
         self._upload = Upload(cache.device)
-        self._graphs = StepGraphs(model, kernels, cache, layout, self._sampled, max_model_len)
+        fused = FusedDecode(model, FUSED_ROWS) if fuse and FusedDecode.supports(model, FUSED_ROWS) else None
+        self._graphs = StepGraphs(model, kernels, cache, layout, self._sampled, max_model_len, fused)
 
     def record_graphs(self, max_rows: int) -> None:
         """Record the steps that are common, of up to so many decodes; others are recorded when they are first needed."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoal_engine.batch import HostBatch
 from shoal_engine.config import ModelConfig
+from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.graph_input import GraphInput
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.memory_layout import CacheLayout
@@ -27,6 +28,8 @@ PROMPT_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 MIN_PROMPT_TOKENS = 512  # a first token alone is worth the memory of a graph
 LAUNCH_S = 0.006
 FLOP_PER_S = 500e12
+# Beyond so many decodes separate kernels with cuBLAS's products are faster (benchmarks/h200/fused_decode.py).
+FUSED_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,9 @@ class StepGraphs:
         layout: CacheLayout,
         sampled: Tensor,
         max_model_len: int,
+        fused: FusedDecode | None,
     ) -> None:
+        """fused: what computes small batches of decodes in place of the model."""
         self._model = model
         self._kernels = kernels
         self._cache = cache
@@ -84,6 +89,7 @@ class StepGraphs:
             layout.block_tokens,
             sampled,
         )
+        self._fused = fused
         self._graphs: dict[Shape, _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -128,4 +134,6 @@ class StepGraphs:
     def _step(self, shape: Shape) -> Tensor:
         token_ids, batch = self._input.unpack(shape.tokens, shape.requests, shape.num_decodes)
         self._kernels.begin_step(batch)
+        if self._fused is not None and 0 < shape.num_decodes <= FUSED_ROWS:
+            return self._fused(token_ids, batch, self._cache)
         return self._model(token_ids, batch, self._cache)
