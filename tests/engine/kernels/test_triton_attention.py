@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from shoal_engine.kernels import triton_prefill
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionScale, HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
@@ -135,8 +136,9 @@ def test_decodes_and_prefills_in_one_batch() -> None:
     check([1, 1, 18, 1, 3], [44, 9, 18, 30, 100], dtype=torch.float16)
 
 
-def test_many_requests_are_found_in_more_than_one_pass() -> None:
-    check([2] * 70, [2] * 70, HeadLayout(1, 1, 16))
+def test_many_requests_are_found_in_more_than_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_prefill, "REQUESTS_PER_PASS", 8)
+    check([2] * 19, [2] * 19, HeadLayout(1, 1, 16))
 
 
 def test_chunks_give_the_same_rows_as_one_prefill() -> None:
