@@ -15,7 +15,7 @@ from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.runner import Computed, Runner, arrays_of
-from shoal_engine.step_graphs import FUSED_ROWS, StepGraphs
+from shoal_engine.step_graphs import FUSED_ROWS, StepGraphs, shares_prefixes
 from shoal_engine.upload import Upload
 
 
@@ -47,7 +47,7 @@ class CudaRunner(Runner):
     def _compute(self, host: HostBatch) -> Computed:
         shape = self._graphs.shape_for(host)
         if shape is None:
-            return self._forward(host, self._upload.send(arrays_of(host)))
+            return self._forward(host, self._upload.send(arrays_of(host)), shares_prefixes(host))
         hidden = self._graphs.replay(host, shape)
         if host.only_decodes:
             return Computed(hidden, None)

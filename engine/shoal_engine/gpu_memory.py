@@ -81,4 +81,5 @@ def _prompts(tokens: int, longest: int, layout: CacheLayout, device: torch.devic
         max_query_len=longest,
         max_context_len=longest,
         block_tokens=layout.block_tokens,
+        chunks=tuple((length, length) for length in lengths),
     )

@@ -79,7 +79,9 @@ class GraphInput:
         )
         self.send(host, tokens, requests)
 
-    def unpack(self, tokens: int, requests: int, num_decodes: int) -> tuple[Tensor, AttentionBatch]:
+    def unpack(
+        self, tokens: int, requests: int, num_decodes: int, shares_prefixes: bool
+    ) -> tuple[Tensor, AttentionBatch]:
         """Token ids [tokens] and the batch, for a step that is being recorded; later steps read what was sent last."""
         there = self._staging.device
         _unpack_kernel[(tokens,)](
@@ -96,6 +98,7 @@ class GraphInput:
             max_query_len=1 if num_decodes == requests else tokens,
             max_context_len=self._tables.shape[1] * self._block_tokens,
             block_tokens=self._block_tokens,
+            shares_prefixes=shares_prefixes,
         )
         return self._token_ids[:tokens], batch
 

@@ -72,7 +72,7 @@ class Runner:
     def _compute(self, host: HostBatch) -> Computed:
         return self._forward(host, [torch.from_numpy(array) for array in arrays_of(host)])
 
-    def _forward(self, host: HostBatch, tensors: Sequence[Tensor]) -> Computed:
+    def _forward(self, host: HostBatch, tensors: Sequence[Tensor], shares_prefixes: bool = False) -> Computed:
         token_ids, sample_rows, query_start, context_lens, tables, slots, positions = tensors
         if host.num_pending:
             token_ids = torch.where(token_ids < 0, self._sampled[(-1 - token_ids).clamp_(min=0)], token_ids)
@@ -87,6 +87,7 @@ class Runner:
             max_context_len=host.max_context_len,
             block_tokens=host.block_tokens,
             chunks=host.chunks,
+            shares_prefixes=shares_prefixes,
         )
         return Computed(self.model(token_ids, attention, self.cache), sample_rows)
 

@@ -19,6 +19,7 @@ from shoal_engine.graph_input import GraphInput
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
+from shoal_engine.shared_prefixes import neighbours_share
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +35,28 @@ FUSED_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What sets recorded steps apart. num_decodes is `requests` or 0: prompts take decodes with them as prompts of one."""
+    """What sets recorded steps apart. num_decodes is `requests` or 0: prompts take decodes with them as prompts of one.
+
+    shares_prefixes: decodes whose attention reads what neighbours have in common once.
+    """
 
     tokens: int
     requests: int
     num_decodes: int
+    shares_prefixes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
     graph: torch.cuda.CUDAGraph
     hidden: Tensor
+
+
+def shares_prefixes(host: HostBatch) -> bool:
+    """Whether it pays to look on the GPU for what neighbouring decodes have in common."""
+    if host.num_decodes < 2:
+        return False
+    return neighbours_share(host.tables, host.context_lens, host.num_decodes, host.block_tokens)
 
 
 def decode_rows(rows: int) -> int:
@@ -98,7 +110,7 @@ class StepGraphs:
         requests = len(host.context_lens)
         if host.num_decodes == requests:
             rows = decode_rows(requests)
-            return Shape(rows, rows, rows)
+            return Shape(rows, rows, rows, shares_prefixes(host))
         if requests > PROMPT_REQUESTS:
             return None
         tokens = next((size for size in self._prompt_sizes if size >= host.num_tokens), None)
@@ -108,6 +120,10 @@ class StepGraphs:
         """Those of prompts and of up to so many decodes, the largest first: smaller ones then reuse their memory."""
         shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in self._prompt_sizes]
         shapes += [Shape(rows, rows, rows) for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
+        most = decode_rows(max_rows)
+        shapes.append(
+            Shape(most, most, most, shares_prefixes=True)
+        )  # its kernels are compiled now, not in a request
         for shape in sorted(shapes, key=lambda each: -each.tokens):
             self._record(shape)
 
@@ -132,8 +148,11 @@ class StepGraphs:
         log.debug("recorded %s", shape)
 
     def _step(self, shape: Shape) -> Tensor:
-        token_ids, batch = self._input.unpack(shape.tokens, shape.requests, shape.num_decodes)
+        token_ids, batch = self._input.unpack(
+            shape.tokens, shape.requests, shape.num_decodes, shape.shares_prefixes
+        )
         self._kernels.begin_step(batch)
-        if self._fused is not None and 0 < shape.num_decodes <= FUSED_ROWS:
+        alone = 0 < shape.num_decodes <= FUSED_ROWS and not shape.shares_prefixes
+        if self._fused is not None and alone:
             return self._fused(token_ids, batch, self._cache)
         return self._model(token_ids, batch, self._cache)
