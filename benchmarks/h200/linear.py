@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from graph_clock import copies_past_the_cache, read_bandwidth, us_per_call
-from linear_candidates import LIBRARIES, PROPOSALS, SHAPES, SILU_TILES, candidates, streams
+from linear_candidates import LIBRARIES, SHAPES, SILU_TILES, candidates, proposals, streams
 from torch import Tensor
 from torch.nn import functional
 
@@ -135,7 +135,7 @@ def show(name: str, rows: int, weight: Tensor, bandwidth: float, found: Timed, t
     cells = []
     for us, one in shown:
         tile = f"{one.block_m or ''}x{one.block_n}x{one.block_k}/{one.split_k} {one.warps}w{one.stages}s+{one.skew}"
-        place = f" {one.split_k}" if one.method is Method.PROPOSAL else ""
+        place = f" {one.block_m}/{one.split_k}" if one.method is Method.PROPOSAL else ""
         cells.append(f"{us:.1f} {one.method.value}{place}" + (f" {tile}" if one.block_n else ""))
     print(
         f"{name:<13} M={rows:<4} limit {limit:6.1f} {limit / found[0][0]:4.0%} | " + " | ".join(cells),
@@ -200,7 +200,9 @@ def main() -> None:
 def choices_for(rows: int, part: str, n: int, k: int, tune: bool) -> list[GemmChoice]:
     if part == "silu":
         few = [gemm_table.choose_silu(rows, n, k)]
-        found = streams(rows, n // 2, k, SILU_TILES) + PROPOSALS + LIBRARIES if tune else few + LIBRARIES
+        found = (
+            streams(rows, n // 2, k, SILU_TILES) + proposals(rows) + LIBRARIES if tune else few + LIBRARIES
+        )
     else:
         found = candidates(rows, n, k) if tune else [choose(rows, n, k), *LIBRARIES]
     return list(dict.fromkeys(found))

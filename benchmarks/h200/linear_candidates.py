@@ -15,8 +15,8 @@ SHAPES = {
 }  # fmt: skip
 PROCESSORS = 132
 SKEWS = (0, 11)
+PROPOSALS = 8  # cuBLASLt makes no more
 LIBRARIES = [GemmChoice(Method.CUBLAS), GemmChoice(Method.CUBLASLT)]
-PROPOSALS = [GemmChoice(Method.PROPOSAL, split_k=place) for place in range(16)]
 GEMVS = [
     GemmChoice(Method.GEMV, n, k, 1, warps, stages)
     for (n, k, warps), stages in itertools.product(
@@ -63,8 +63,18 @@ def candidates(rows: int, n: int, k: int) -> list[GemmChoice]:
             and k // one.block_k >= 2 * one.split_k
             and (rows > 32 or one.block_n == 64)
         ]
-    proposed = PROPOSALS if rows > 1 else []
-    return fits + streams(rows, n, k, STREAM_TILES) + proposed + LIBRARIES
+    return fits + streams(rows, n, k, STREAM_TILES) + proposals(rows) + LIBRARIES
+
+
+def proposals(rows: int) -> list[GemmChoice]:
+    """What cuBLASLt would do for so many rows, and for others of the same order."""
+    near = [other for other in gemm_table.ROW_BUCKETS if rows <= 2 * other and other <= 2 * rows]
+    listed = near if rows >= 64 else [rows]
+    return [
+        GemmChoice(Method.PROPOSAL, split_k=place, block_m=other)
+        for other in listed
+        for place in range(PROPOSALS if rows > 1 else 0)
+    ]
 
 
 def streams(rows: int, n: int, k: int, tiles: list[Tile]) -> list[GemmChoice]:

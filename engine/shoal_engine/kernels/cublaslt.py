@@ -18,7 +18,7 @@ WORKSPACE_BYTES = 32 * 2**20
 MOST_PROPOSALS = 32
 _BFLOAT16, _FLOAT32, _COMPUTE_FLOAT32 = 14, 0, 68  # of cudaDataType_t and cublasComputeType_t
 _TRANSPOSE_FIRST, _MAX_WORKSPACE, _TRANSPOSED = 3, 1, 1
-_SUCCESS, _NOT_SUPPORTED = 0, 15
+_SUCCESS, _INVALID, _NOT_SUPPORTED = 0, 7, 15
 
 
 class _Proposal(ctypes.Structure):
@@ -45,7 +45,7 @@ class _Problem:
 
 
 class NoSuchAlgorithm(IndexError):
-    """The library proposes fewer for this shape. Use `functional.linear`."""
+    """The library proposes fewer for this shape, or nothing that takes it. Use `functional.linear`."""
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
@@ -53,29 +53,33 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype == torch.bfloat16 and weight.is_contiguous() and x.shape[1] % 8 == 0
 
 
-def product(x: Tensor, weight: Tensor, place: int, residual: Tensor | None = None) -> Tensor:
+def product(
+    x: Tensor, weight: Tensor, place: int, listed_rows: int = 0, residual: Tensor | None = None
+) -> Tensor:
     """x [M, K] times weight [N, K], bfloat16 on a GPU, by proposal `place` -> y [M, N], plus residual [M, N].
 
-    NoSuchAlgorithm if the list is shorter. Call it once with a shape before a CUDA graph records it.
+    The list is the one for listed_rows, or for M. NoSuchAlgorithm if it is shorter or the algorithm does not take M.
+    Call it once with a shape before a CUDA graph records it.
     """
     x = x.contiguous()
     (m, k), n = x.shape, weight.shape[0]
     problem = _problem(m, n, k, x.device)
-    if place >= len(problem.proposals):
-        raise NoSuchAlgorithm(f"proposal {place} of {len(problem.proposals)} for {m} x {n} x {k}")
-    proposal = problem.proposals[place]
+    proposals = _problem(listed_rows or m, n, k, x.device).proposals
+    if place >= len(proposals):
+        raise NoSuchAlgorithm(f"proposal {place} of {len(proposals)} for {listed_rows or m} x {n} x {k}")
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
     added = y if residual is None else residual
     one, beta = ctypes.c_float(1.0), ctypes.c_float(0.0 if residual is None else 1.0)
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    _demand(
-        _library().cublasLtMatmul(
-            _handle(x.device), problem.operation, ctypes.byref(one), _address(weight), problem.weight,
-            _address(x), problem.x, ctypes.byref(beta), _address(added), problem.y, _address(y), problem.y,
-            ctypes.byref(proposal.algorithm), _address(_workspace(x.device)),
-            ctypes.c_size_t(WORKSPACE_BYTES), ctypes.c_void_p(stream),
-        )
+    status = _library().cublasLtMatmul(
+        _handle(x.device), problem.operation, ctypes.byref(one), _address(weight), problem.weight,
+        _address(x), problem.x, ctypes.byref(beta), _address(added), problem.y, _address(y), problem.y,
+        ctypes.byref(proposals[place].algorithm), _address(_workspace(x.device)),
+        ctypes.c_size_t(WORKSPACE_BYTES), ctypes.c_void_p(stream),
     )  # fmt: skip
+    if status in (_INVALID, _NOT_SUPPORTED):
+        raise NoSuchAlgorithm(f"proposal {place} for {listed_rows} rows does not take {m}")
+    _demand(status)
     return y
 
 

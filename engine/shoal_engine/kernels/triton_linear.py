@@ -157,7 +157,7 @@ def launch(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) 
         if scale is not None:
             raise ValueError(f"{choice.method.name} has no scales")
         if choice.method is Method.PROPOSAL:
-            return cublaslt.product(x, weight, choice.split_k)
+            return cublaslt.product(x, weight, choice.split_k, choice.block_m)
         return triton_stream_k.stream(x, weight, choice)
     x = x.contiguous()
     _check(x, weight, scale, choice)

@@ -113,13 +113,29 @@ def test_a_residual_is_added_and_stays_as_it_was(library: FakeLibrary) -> None:
     residual = torch.randn(5, 16).bfloat16()
     before = residual.clone()
     want = (x.float() @ weight.float().T + residual.float()).bfloat16()
-    torch.testing.assert_close(cublaslt.product(x, weight, 0, residual), want, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(cublaslt.product(x, weight, 0, 0, residual), want, rtol=2**-7, atol=2**-7)
     assert torch.equal(residual, before)
 
 
 def test_a_shorter_list_is_said_to_be_so(library: FakeLibrary) -> None:
     with pytest.raises(cublaslt.NoSuchAlgorithm, match="proposal 2 of 2"):
         cublaslt.product(*operands(5, 16, 8), 2)
+
+
+def test_a_list_for_other_rows(library: FakeLibrary) -> None:
+    x, weight = operands(5, 16, 8)
+    y = cublaslt.product(x, weight, 1, 64)
+    torch.testing.assert_close(y, (x.float() @ weight.float().T).bfloat16(), rtol=2**-7, atol=2**-7)
+    assert (8, 64, 8) in library.layouts
+
+
+@pytest.mark.parametrize("status", [7, 15])
+def test_an_algorithm_that_does_not_take_the_rows_is_none(
+    library: FakeLibrary, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(library, "cublasLtMatmul", lambda *call: status)
+    with pytest.raises(cublaslt.NoSuchAlgorithm, match="does not take 5"):
+        cublaslt.product(*operands(5, 16, 8), 0, 64)
 
 
 def test_a_refusal_of_the_library_is_an_error(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:

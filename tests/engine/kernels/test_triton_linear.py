@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal_engine.kernels import gemm_table, triton_linear
+from shoal_engine.kernels import cublaslt, gemm_table, triton_linear
 from shoal_engine.kernels.gemm_table import GemmChoice, Method, choose
 from shoal_engine.kernels.triton_linear import launch, linear, quantise_channels
 
@@ -93,5 +93,9 @@ def test_the_table_names_kernels_that_can_run() -> None:
             choice = choose(rows, n, k)
             assert choice.method is not Method.GEMV or rows == 1
             assert choice.method is not Method.DOT or rows <= gemm_table.MAX_ROWS
-            assert choice.method is not Method.STREAM or choice.block_m > 0
-            assert choice.method in (Method.CUBLAS, Method.CUBLASLT) or choice.block_n * choice.block_k > 0
+            assert not choice.method.streams or choice.block_m > 0
+            if choice.method is Method.PROPOSAL:
+                assert 0 <= choice.split_k < cublaslt.MOST_PROPOSALS
+                assert choice.block_m >= rows
+            elif choice.method not in (Method.CUBLAS, Method.CUBLASLT):
+                assert choice.block_n * choice.block_k > 0
