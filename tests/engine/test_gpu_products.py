@@ -21,7 +21,7 @@ from shoal_engine.layers import gpu_products
 from shoal_engine.layers.gpu_products import Bf16Product, BlockFp8Product, Fp8Product, fp8_product
 from shoal_engine.layers.linear import Linear
 from shoal_engine.layers.mlp import GatedMLP
-from shoal_engine.layers.products import GatedProduct
+from shoal_engine.layers.products import DenseProduct, GatedProduct, Matrix, matrix_product
 from shoal_engine.quantization.fp8 import Fp8Weight, quantise_channels
 
 EXACT_INPUT = 8e-3  # the interpreter truncates to bfloat16
@@ -152,6 +152,30 @@ def test_a_feed_forward_of_float8(rows: int) -> None:
     gate, up = exact(x, gate_up, None).chunk(2, 1)
     want = exact(torch.nn.functional.silu(gate) * up, down, None)
     assert error(mlp(x), want) <= (2 * EXACT_INPUT if rows == 2 else 2 * ROUNDED_INPUT)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "float8", "layout"),
+    [
+        ((9, 0), torch.bfloat16, True, Fp8Product),
+        ((9, 0), torch.bfloat16, False, Bf16Product),
+        ((8, 0), torch.bfloat16, True, Bf16Product),
+        ((9, 0), torch.float32, True, DenseProduct),
+    ],
+)
+def test_the_layout_that_a_gpu_can_run(
+    monkeypatch: pytest.MonkeyPatch, capability: Any, dtype: torch.dtype, float8: bool, layout: type
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(Fp8Weight, "to", lambda self, _: self)
+    stored = channels(32, 96)
+    matrix = Matrix(
+        32, 96, dtype, torch.device("cuda"), lambda: stored.dequantise(dtype), stored if float8 else None
+    )
+    product = matrix_product(matrix)
+    assert type(product) is layout
+    x = torch.randn(3, 96).to(dtype)
+    assert error(product(x).bfloat16(), exact(x, stored, None)) <= EXACT_INPUT
 
 
 def test_a_rounded_input_needs_a_scale_for_each_channel() -> None:
