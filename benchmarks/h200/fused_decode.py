@@ -27,7 +27,7 @@ from fused_models import (
     unfused,
     with_sampling,
 )
-from fused_sweep import compile_all, default_jobs, descend, graph_us, kernel_us, sweep_jobs
+from fused_sweep import NAMES, compile_all, default_jobs, descend, graph_us, kernel_us, sweep_jobs
 from kernel_cases import relative_error
 
 from shoal_engine.fused_decode import FusedDecode
@@ -75,19 +75,30 @@ def sweep(models: dict[str, Llama], options: argparse.Namespace, began: float) -
     found: dict[Any, Any] = {}
     cases = [(name, rows) for rows in options.sweep_rows for name in models]
     short = {name: first_layers(model, SHORT_LAYERS) for name, model in models.items()}
-    jobs = [job for name, rows in cases for job in sweep_jobs(name, FusedDecode(short[name]), rows)]
+    jobs = [
+        job
+        for name, rows in cases
+        for job in sweep_jobs(name, FusedDecode(short[name]), rows, swept(rows, options))
+    ]
     attempt(compile_all, jobs, began + 0.62 * options.seconds)
     end = began + 0.9 * options.seconds
     for index, (name, rows) in enumerate(cases):
         deadline = time.monotonic() + (end - time.monotonic()) / (len(cases) - index)
         decode = FusedDecode(short[name])
         print(f"{name}:", end=" ")
-        rows_found = attempt(descend, random_case(short[name], rows, CONTEXT), decode, deadline) or {}
+        rows_found = (
+            attempt(descend, random_case(short[name], rows, CONTEXT), decode, swept(rows, options), deadline)
+            or {}
+        )
         print("".join(f"    {key}: {tile},\n" for key, tile in rows_found.items()), flush=True)
         found.update(rows_found)
     fused_table.TABLE.update(found)
     clear_choices()
     return found
+
+
+def swept(rows: int, options: argparse.Namespace) -> list[str]:
+    return list(NAMES if rows == 1 else options.kernels)
 
 
 def clear_choices() -> None:
@@ -130,6 +141,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["0.6b", "8b"], choices=sorted(GOALS))
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--sweep-rows", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument(
+        "--kernels", nargs="+", default=list(NAMES), choices=NAMES, help="which are swept at 2 rows and more"
+    )
     parser.add_argument(
         "--seconds", type=float, default=200.0, help="of which a sweep uses what the rest leaves"
     )

@@ -23,7 +23,7 @@ from shoal_engine.kernels.triton_fused_gemv import multiply_row
 from shoal_engine.kernels.triton_fused_product import multiply_rows
 from shoal_engine.models.llama import Llama
 
-NAMES = ("gate_up", "down", "qkv", "output")
+NAMES = ("gate_up", "down", "qkv", "output", "attention")
 GAIN = 0.997  # a tile must be faster by more than a graph timed twice differs
 Shape = tuple[int, int]
 Job = tuple[str, int, str, Any]  # model, rows, which tile is another one ("" = none), that tile
@@ -80,9 +80,16 @@ def _shared(block_n: int, block_k: int, rows: int) -> int:
 
 def attention_tiles(rows: int) -> list[AttentionTile]:
     """Their number of programs is no part of what is compiled."""
-    programs = (128, 192, 256, 384) if rows == 1 else (264, 528, 792, 1056, 1584)
-    shapes = [(64, 4, False), (64, 4, True), (64, 8, rows == 1), (32, 2, rows == 1)]
-    return [AttentionTile(tokens, warps, p, early) for tokens, warps, early in shapes for p in programs]
+    if rows == 1:
+        programs, shapes = (
+            (128, 192, 256, 384),
+            [(64, 4, True, 1), (32, 2, True, 1), (64, 4, True, 3), (32, 2, True, 3)],
+        )
+    else:
+        programs = (264, 528, 1056)
+        shapes = [(64, 4, True, 1), (64, 4, False, 3), (64, 4, False, 5), (64, 4, True, 5), (32, 2, False, 3),
+                  (32, 2, False, 5), (32, 2, True, 5), (32, 2, False, 7), (128, 8, False, 3)]  # fmt: skip
+    return [AttentionTile(t, warps, p, early, stages) for t, warps, early, stages in shapes for p in programs]
 
 
 @functools.cache
@@ -134,14 +141,16 @@ def default_jobs(name: str, rows: Sequence[int]) -> list[Job]:
 
 def shapes_of(decode: FusedDecode) -> dict[str, Shape]:
     layer = decode._layers[0]
-    return {name: tuple(getattr(layer, name).values.shape) for name in NAMES}  # type: ignore[misc]
+    return {name: tuple(getattr(layer, name).values.shape) for name in NAMES[:-1]}  # type: ignore[misc]
 
 
-def sweep_jobs(name: str, decode: FusedDecode, rows: int) -> list[Job]:
+def sweep_jobs(name: str, decode: FusedDecode, rows: int, names: Sequence[str]) -> list[Job]:
     """Every tile that `descend` tries."""
-    different = {(tile.tile_tokens, tile.warps, tile.early): tile for tile in attention_tiles(rows)}
+    different = {replace(tile, programs=0): tile for tile in attention_tiles(rows)}
     jobs: list[Job] = [(name, rows, "attention", tile) for tile in different.values()]
     for which, (n, k) in shapes_of(decode).items():
+        if which not in names:
+            continue
         jobs += [(name, rows, which, tile) for tile in tiles_of(which, n, k, rows)]
     return jobs
 
@@ -154,14 +163,16 @@ def graph_us(step: Callable[[], Any], replays: int = 9) -> float:
     return us_per_call(lambda _: step(), [None], replays)
 
 
-def descend(case: Case, decode: FusedDecode, deadline: float) -> dict[tuple[int, int, int], tuple[Any, ...]]:
+def descend(
+    case: Case, decode: FusedDecode, names: Sequence[str], deadline: float
+) -> dict[tuple[int, int, int], tuple[Any, ...]]:
     """Table rows of the best tile for each product and for attention, one after the other, each with the best before it."""
     rows, layout = len(case.token_ids), decode._layout
     step = fused(case, decode)
     best = graph_us(step)
     print(f"rows {rows}: {best:.0f} us to begin with, {len(case.model.blocks)} layers", flush=True)
     found: dict[tuple[int, int, int], tuple[Any, ...]] = {}
-    for name in (*NAMES, "attention"):
+    for name in names:
         products, attention = decode.products(rows), decode.attention(rows)
         shape = shapes_of(decode).get(name)
         current = attention if shape is None else getattr(products, name)
@@ -188,7 +199,7 @@ def descend(case: Case, decode: FusedDecode, deadline: float) -> dict[tuple[int,
         shown = "; ".join(f"{us:.0f} {astuple(tile)}" for us, tile in tried[:4])
         print(f"  {name:9} {best:7.0f} us with {astuple(current)} | {shown}", flush=True)
         block = row_block(rows) if rows > 1 else 1
-        key = (layout.num_kv_heads, layout.head_dim, -block) if shape is None else (*shape, block)
+        key = (layout.q_size, layout.kv_size, -block) if shape is None else (*shape, block)
         found[key] = astuple(current)
     return found
 

@@ -112,8 +112,7 @@ class FusedDecode:
 
     def attention(self, rows: int) -> AttentionTile:
         """The tile that steps of `rows` attend with."""
-        default = attention_tile(self._layout.num_kv_heads, self._layout.head_dim, rows)
-        return self._attention.setdefault(rows, default)
+        return self._attention.setdefault(rows, attention_tile(self._layout, rows))
 
     def use(self, rows: int, products: RowTiles | RowsTiles, attention: AttentionTile) -> None:
         """Other tiles from now on; for tuning and tests. One row takes RowTiles, more take RowsTiles."""

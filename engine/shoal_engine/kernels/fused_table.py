@@ -1,15 +1,18 @@
 """Measured tiles of the fused decode step: data that `benchmarks/h200/fused_decode.py --write` writes.
 
-(N, K, 1): GemvTile; (N, K, row block): ProductTile; (kv heads, head size, -row block): AttentionTile, fields in order.
+(N, K, 1): GemvTile; (N, K, row block): ProductTile; (q size, kv size, -row block): AttentionTile; their fields in order.
 """
 
 from __future__ import annotations
 
 # Measured on one NVIDIA H200, torch 2.11.0+cu130, context 577.
 TABLE: dict[tuple[int, int, int], tuple[int | bool, ...]] = {
-    (8, 128, -32): (64, 4, 264, True),
-    (8, 128, -8): (32, 2, 528, False),
-    (8, 128, -1): (64, 4, 256, True),
+    (2048, 1024, -1): (32, 2, 384, True),
+    (4096, 1024, -1): (64, 4, 256, True),
+    (2048, 1024, -8): (32, 2, 528, False),
+    (2048, 1024, -32): (64, 4, 264, True),
+    (4096, 1024, -8): (32, 2, 528, False),
+    (4096, 1024, -32): (64, 4, 264, True),
     (1024, 2048, 1): (1, 8, 4, True),
     (1024, 2048, 8): (64, 256, 8, 1, 4, 2, 1, False),
     (1024, 2048, 32): (64, 256, 4, 1, 4, 2, 2, True),

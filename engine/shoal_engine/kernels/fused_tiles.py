@@ -46,12 +46,17 @@ class ProductTile:
 
 @dataclass(frozen=True, slots=True)
 class AttentionTile:
-    """programs: workers times key/value heads, about; early: as in the products."""
+    """programs: workers times key/value heads, about; early: as in the products.
+
+    stages: tiles in flight to shared memory; 1: one in registers instead, loaded before the wait, which is what a worker
+    with hardly more than one tile wants.
+    """
 
     tile_tokens: int = 64
     warps: int = 4
     programs: int = 256
     early: bool = True
+    stages: int = 1
 
     def workers(self, layout: HeadLayout) -> int:
         return max(1, self.programs // layout.num_kv_heads)
@@ -93,9 +98,10 @@ def row_block(rows: int) -> int:
 
 
 @functools.cache
-def attention_tile(num_kv_heads: int, head_dim: int, rows: int) -> AttentionTile:
-    """Few idle workers at one row, where each costs a launch; enough for every tile of 16 rows."""
-    tuned = TABLE.get((num_kv_heads, head_dim, -row_block(rows) if rows > 1 else -1))
+def attention_tile(layout: HeadLayout, rows: int) -> AttentionTile:
+    """Programs that all fit the processors at once: two on each."""
+    tuned = TABLE.get((layout.q_size, layout.kv_size, -row_block(rows) if rows > 1 else -1))
     if tuned is not None:
         return AttentionTile(*tuned)  # type: ignore[arg-type]
-    return AttentionTile(64 if head_dim <= 128 else 32, 4, 256 if rows == 1 else 1056, rows == 1)
+    short = 64 if layout.head_dim <= 128 else 32
+    return AttentionTile(short, 4, 256 if rows == 1 else 264)

@@ -23,7 +23,7 @@ from shoal_engine.kernels.triton_fused_merge import merge_pieces
 from shoal_engine.kernels.triton_jit import jit, jit_once
 
 _WIDEN = tl.constexpr(INTERPRETED)
-_MERGED_ELEMENTS = 8192  # of the pieces of a cut request, in registers at once
+_MERGED_ELEMENTS = 2048  # of the pieces of a cut request, in the registers of a warp at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,21 @@ class HeadInput:
 @jit
 def _tile(  # type: ignore[no-untyped-def]
     side, table, begin, from_token, to_token, block_stride, head_dim: tl.constexpr, block_tokens: tl.constexpr,
-    dim_block: tl.constexpr, tile_tokens: tl.constexpr,
+    dim_block: tl.constexpr, tile_tokens: tl.constexpr, turned: tl.constexpr,
 ):  # fmt: skip
-    """Keys or values [tile_tokens, D] from token `begin`; zero outside from_token..to_token."""
+    """Keys [tile_tokens, D], or values turned to [D, tile_tokens], from token `begin`; 0 outside from_token..to_token."""
     dims, token = tl.arange(0, dim_block), begin + tl.arange(0, tile_tokens)
     visible = (token >= from_token) & (token < to_token)
     if block_tokens % tile_tokens == 0:
         page = tl.load(table + begin // block_tokens, mask=begin < to_token, other=0).to(tl.int64)
     else:
         page = tl.load(table + token // block_tokens, mask=visible, other=0).to(tl.int64)
-    at = side + (page * block_stride + (token % block_tokens) * head_dim)[:, None] + dims[None, :]
-    return tl.load(at, mask=visible[:, None] & (dims < head_dim)[None, :], other=0.0)
+    place = page * block_stride + (token % block_tokens) * head_dim
+    if turned:
+        at, kept = side + place[None, :] + dims[:, None], visible[None, :] & (dims < head_dim)[:, None]
+    else:
+        at, kept = side + place[:, None] + dims[None, :], visible[:, None] & (dims < head_dim)[None, :]
+    return tl.load(at, mask=kept, other=0.0)
 
 
 @jit
@@ -65,11 +69,11 @@ def _scores(key, queries, visible, scale_log2, precision: tl.constexpr):  # type
 
 @jit
 def _weighted(value, shares, dtype: tl.constexpr, precision: tl.constexpr):  # type: ignore[no-untyped-def]
-    """[D, rows], multiplied in `dtype`."""
+    """value [D, tile_tokens] x shares -> [D, rows], multiplied in `dtype`."""
     value, shares = value.to(dtype), shares.to(dtype)
     if _WIDEN:
-        return tl.dot(tl.trans(value).to(tl.float32), shares.to(tl.float32), input_precision="ieee")
-    return tl.dot(tl.trans(value), shares, input_precision=precision)
+        return tl.dot(value.to(tl.float32), shares.to(tl.float32), input_precision="ieee")
+    return tl.dot(value, shares, input_precision=precision)
 
 
 @jit
@@ -98,7 +102,7 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     num_kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
     block_tokens: tl.constexpr, row_block: tl.constexpr, group_block: tl.constexpr, dim_block: tl.constexpr,
     tile_tokens: tl.constexpr, piece_block: tl.constexpr, has_norm: tl.constexpr,
-    early: tl.constexpr, overlap: tl.constexpr, precision: tl.constexpr,
+    early: tl.constexpr, ahead: tl.constexpr, overlap: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     if early:
         trigger(overlap)
@@ -129,10 +133,11 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     position = tl.load(positions + first_request, mask=live, other=0)
     cos, sin = rotation(rope_table, position, heads, dims, head_dim)
     slot = tl.load(slots + first_request, mask=live, other=-1)
-    key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens, dim_block,
-                tile_tokens)  # fmt: skip
-    value = _tile(values, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
-                  dim_block, tile_tokens)  # fmt: skip
+    if ahead:
+        key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
+                    dim_block, tile_tokens, False)  # fmt: skip
+        value = _tile(values, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
+                      dim_block, tile_tokens, True)  # fmt: skip
     if first_request < bound:  # one without work ends at once and leaves its place to the kernel after
         wait(overlap)
     request = first_request
@@ -172,19 +177,25 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
             weight += 1.0
             sums += tl.trans(new_value.to(tl.float32))
         for begin in range(from_token, to_token, tile_tokens):
-            # A tile's registers are free once tensor cores have it in shared memory: the next one is then loaded.
             token, following = begin + tl.arange(0, tile_tokens), begin + tile_tokens
             visible = (token >= first_visible) & (token < to_token)
+            if not ahead:
+                key = _tile(keys, table, begin, first_visible, to_token, block_stride, head_dim, block_tokens,
+                            dim_block, tile_tokens, False)  # fmt: skip
+                value = _tile(values, table, begin, first_visible, to_token, block_stride, head_dim, block_tokens,
+                              dim_block, tile_tokens, True)  # fmt: skip
             scores = _scores(key, queries, visible, scale_log2, precision)
-            key = _tile(keys, table, following, first_visible, to_token, block_stride, head_dim, block_tokens,
-                        dim_block, tile_tokens)  # fmt: skip
+            if ahead:  # a tile's registers are free once tensor cores have it in shared memory
+                key = _tile(keys, table, following, first_visible, to_token, block_stride, head_dim, block_tokens,
+                            dim_block, tile_tokens, False)  # fmt: skip
             new_top = tl.maximum(top, tl.max(scores, 0))
             shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # nothing visible yet
             shares, fade = tl.exp2(scores - shift[None, :]), tl.exp2(top - shift)
             weight = weight * fade + tl.sum(shares, 0)
             sums = sums * fade[None, :] + _weighted(value, shares, queries.dtype, precision)
-            value = _tile(values, table, following, first_visible, to_token, block_stride, head_dim, block_tokens,
-                          dim_block, tile_tokens)  # fmt: skip
+            if ahead:
+                value = _tile(values, table, following, first_visible, to_token, block_stride, head_dim,
+                              block_tokens, dim_block, tile_tokens, True)  # fmt: skip
             top = new_top
         target = out + (request.to(tl.int64) * num_kv_heads + head) * (group * head_dim)
         first_worker = start // share
@@ -214,10 +225,11 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
         position = tl.load(positions + request, mask=live, other=0)
         cos, sin = rotation(rope_table, position, heads, dims, head_dim)
         slot = tl.load(slots + request, mask=live, other=-1)
-        key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens, dim_block,
-                    tile_tokens)  # fmt: skip
-        value = _tile(values, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
-                      dim_block, tile_tokens)  # fmt: skip
+        if ahead:
+            key = _tile(keys, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
+                        dim_block, tile_tokens, False)  # fmt: skip
+            value = _tile(values, table, from_token, first_visible, to_token, block_stride, head_dim, block_tokens,
+                          dim_block, tile_tokens, True)  # fmt: skip
     if not early:
         trigger(overlap)
 
@@ -248,8 +260,8 @@ def attend_rows(
         num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
         block_tokens=batch.block_tokens, row_block=max(8, group_block), group_block=group_block,
         dim_block=dim_block, tile_tokens=plan.tile_tokens,
-        piece_block=max(1, min(plan.max_pieces, _MERGED_ELEMENTS // (group_block * dim_block))),
-        has_norm=has_norm, early=tile.early, overlap=overlap,
+        piece_block=max(1, min(plan.max_pieces, tile.warps * _MERGED_ELEMENTS // (group_block * dim_block))),
+        has_norm=has_norm, early=tile.early, ahead=tile.stages == 1, overlap=overlap,
         precision="ieee" if qkv.element_size() == 4 else "tf32",
-        num_warps=tile.warps, num_stages=1, **launch_options(overlap),
+        num_warps=tile.warps, num_stages=tile.stages, **launch_options(overlap),
     )  # fmt: skip
