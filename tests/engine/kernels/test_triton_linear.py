@@ -96,6 +96,6 @@ def test_the_table_names_kernels_that_can_run() -> None:
             assert not choice.method.streams or choice.block_m > 0
             if choice.method is Method.PROPOSAL:
                 assert 0 <= choice.split_k < cublaslt.MOST_PROPOSALS
-                assert choice.block_m >= rows
+                assert choice.block_m > 0
             elif choice.method not in (Method.CUBLAS, Method.CUBLASLT):
                 assert choice.block_n * choice.block_k > 0
