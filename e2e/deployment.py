@@ -99,20 +99,28 @@ class Deployment:
         return wait_until(holds, f"{self.name}: {kind}={status} {reason}", timeout_s, self.describe)
 
     def wait_settled(self, replicas: int, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Until exactly so many replicas exist, all of the newest revision, and routers send requests to each."""
+        """Until exactly so many replicas exist, ready, all of the newest revision, and routers send requests to each."""
 
         def settled() -> bool:
             found = self.found()
             status = found.get("status", {})
-            counts = [status.get(f"{kind}Replicas", 0) for kind in ("routable", "updated", "desired")]
+            kinds = ("available", "routable", "updated", "desired")  # a router may be faster than the kubelet
+            counts = {status.get(f"{kind}Replicas", 0) for kind in kinds}
             newest = status.get("observedGeneration") == found["metadata"]["generation"]
-            return bool(newest) and counts == [replicas] * 3 and len(self.pods()) == replicas
+            return bool(newest) and counts == {replicas} and len(self.pods()) == replicas
 
         wait_until(settled, f"{self.name} with {replicas} replicas", timeout_s, self.describe)
 
     def describe(self) -> str:
         """For the report of a wait that failed."""
         return f"{json.dumps(self.status(), indent=1)}\n{self.cluster.describe()}"
+
+
+def events(deployment: Deployment) -> set[str]:
+    """Reasons of the events that tell of it."""
+    selector = f"--field-selector=involvedObject.kind=LLMDeployment,involvedObject.name={deployment.name}"
+    found = json.loads(deployment.cluster.kubectl("get", "events", selector, "-o", "json"))
+    return {each["reason"] for each in found["items"]}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Fields:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e.deployment import Deployment
+from e2e.deployment import Deployment, events
 from e2e.kubectl import Cluster
 from e2e.under_load import under_load
 from e2e.waiting import wait_until
@@ -97,9 +97,3 @@ def patch_node(cluster: Cluster, node: str, patch: list[dict[str, str]]) -> None
 def allocatable(cluster: Cluster, node: str) -> str | None:
     value = cluster.get("node", node)["status"]["allocatable"].get(GPU)
     return value if value is None else str(value)
-
-
-def events(deployment: Deployment) -> set[str]:
-    selector = f"--field-selector=involvedObject.kind=LLMDeployment,involvedObject.name={deployment.name}"
-    found = json.loads(deployment.cluster.kubectl("get", "events", selector, "-o", "json"))
-    return {each["reason"] for each in found["items"]}

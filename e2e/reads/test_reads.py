@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.deployment import MODEL, Deployment
+from e2e.deployment import MODEL, Deployment, events
 from e2e.kubectl import Cluster
+from e2e.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -50,6 +51,8 @@ def test_get(deployment: Deployment, cluster: Cluster) -> None:
 
 
 def test_describe(deployment: Deployment, cluster: Cluster) -> None:
+    deployment.wait_for("Progressing", "True", "RolloutComplete")
+    wait_until(lambda: "RolloutCompleted" in events(deployment), "the event after the status", 60.0)
     said = shown(cluster, "describe", "llmd", deployment.name)
     for condition in ("Available", "Progressing", "SpecAccepted", "RouterSynced"):
         assert condition in said
@@ -60,6 +63,7 @@ def test_describe(deployment: Deployment, cluster: Cluster) -> None:
 def test_scale(deployment: Deployment, cluster: Cluster) -> None:
     assert "scaled" in shown(cluster, "scale", "llmd", deployment.name, "--replicas=2")
     deployment.wait_settled(2)
+    wait_until(lambda: "Scaled" in events(deployment), "the event after the status", 60.0)
     assert "Scaled" in shown(cluster, "describe", "llmd", deployment.name)
     shown(cluster, "scale", "llmd", deployment.name, "--replicas=1")
     deployment.wait_settled(1)

@@ -70,7 +70,8 @@ def decide(
     replicas = min(max(decision.replicas, policy.min_replicas), policy.max_replicas)
     if replicas != decision.replicas:
         bound = "minReplicas" if replicas > decision.replicas else "maxReplicas"
-        decision = replace(decision, replicas=replicas, reason=f"{bound} is {replicas}.")
+        reason = f"{decision.reason.removesuffix('.')}; {bound} is {replicas}."
+        decision = replace(decision, replicas=replicas, reason=reason)
     return decision, _with_step(policy, memory, now_s, decision.replicas - observation.replicas)
 
 

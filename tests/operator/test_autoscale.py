@@ -195,7 +195,8 @@ def test_a_wake_counts_one_replica_while_its_capacity_is_unknown() -> None:
     assert decide(ZERO, wake, Memory(), 0.0)[0].replicas == 1
     assert decide(ZERO, replace(wake, max_num_seqs=SLOTS), Memory(), 0.0)[0].replicas == 9
     small = ZERO.model_copy(update={"max_replicas": 3})
-    assert decide(small, replace(wake, max_num_seqs=SLOTS), Memory(), 0.0)[0].replicas == 3
+    bounded = decide(small, replace(wake, max_num_seqs=SLOTS), Memory(), 0.0)[0]
+    assert (bounded.replicas, bounded.reason) == (3, "50 held requests woke it up; maxReplicas is 3.")
 
 
 @pytest.mark.parametrize("more", [{"data_s": 0.0}, {"rollout_running": True}, {"unschedulable": True}])
