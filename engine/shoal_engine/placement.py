@@ -11,6 +11,7 @@ from shoal_engine.errors import ModelLoadError
 from shoal_engine.kernels.interface import Kernels
 
 MIN_CAPABILITY = (8, 0)  # bfloat16 products
+FLOAT8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
 
 def refuse_unsupported(options: ModelOptions, device: torch.device) -> None:
     """Options that the schema knows and this engine does not have. Silence would serve something else than was asked for."""
-    narrow = ("fp8",) if device.type == "cuda" else ()
+    narrow = ("fp8",) if _computes_float8(device) and options.dtype in ("auto", "bfloat16") else ()
     speculative = options.speculative_method is not None or options.speculative_model is not None
     refused = (
         ("--tensor-parallel-size", options.tensor_parallel_size != 1),
@@ -64,8 +65,12 @@ def refuse_unsupported(options: ModelOptions, device: torch.device) -> None:
     for flag, given in refused:
         if given:
             raise ModelLoadError(
-                f"{flag} is not supported by this version of the engine on {device.type}; leave it out"
+                f"{flag} is not supported by this version of the engine on this {device.type}; leave it out"
             )
+
+
+def _computes_float8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
 
 
 def _why_no_gpu() -> str | None:

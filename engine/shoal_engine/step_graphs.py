@@ -93,7 +93,7 @@ class StepGraphs:
         self._cache = cache
         most = max_prompt_tokens(model.config)
         self._prompt_sizes = [tokens for tokens in PROMPT_TOKENS if tokens <= most]
-        rows = decode_rows(len(sampled))
+        self._most_rows = rows = decode_rows(len(sampled))
         self._input = GraphInput(
             max([rows, *self._prompt_sizes]),
             max(rows, PROMPT_REQUESTS),
@@ -120,10 +120,10 @@ class StepGraphs:
         """Those of prompts and of up to so many decodes, the largest first: smaller ones then reuse their memory."""
         shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in self._prompt_sizes]
         shapes += [Shape(rows, rows, rows) for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
-        most = decode_rows(max_rows)
-        shapes.append(
-            Shape(most, most, most, shares_prefixes=True)
-        )  # its kernels are compiled now, not in a request
+        # Few and many decodes that share a prefix have a kernel each: compiled now, not in a request.
+        shapes += [
+            Shape(rows, rows, rows, True) for rows in {2, decode_rows(max_rows)} if rows <= self._most_rows
+        ]
         for shape in sorted(shapes, key=lambda each: -each.tokens):
             self._record(shape)
 

@@ -17,7 +17,6 @@ from shoal_engine.kernels.triton_fused_operands import FusedWeight, NormInput
 from shoal_engine.kernels.triton_jit import jit
 
 _LOAD_BYTES = 16  # of a thread at once
-_UNROLLED = tl.constexpr(4)  # steps: around a loop each bfloat16 that is carried takes a register of its own
 
 
 @jit
@@ -33,22 +32,6 @@ def _vector_tile(x, start, k: tl.constexpr, inner, even: tl.constexpr):  # type:
     if even:
         return tl.load(x + start + inner)
     return tl.load(x + start + inner, mask=start + inner < k, other=0.0)
-
-
-@jit
-def _accumulate(  # type: ignore[no-untyped-def]
-    acc, up_acc, square, tile, up_tile, gains, x, start, k: tl.constexpr, inner, even: tl.constexpr,
-    normed: tl.constexpr, gated: tl.constexpr,
-):  # fmt: skip
-    """One step of K: products with the weights, and the sum of squares of x where a norm asks for it."""
-    values = _vector_tile(x, start, k, inner, even).to(tl.float32)
-    if normed:
-        square += tl.sum(values * values, 1)
-        values *= gains.to(tl.float32)
-    acc += tl.sum(tile.to(tl.float32) * values, 1)
-    if gated:
-        up_acc += tl.sum(up_tile.to(tl.float32) * values, 1)
-    return acc, up_acc, square
 
 
 @jit
@@ -87,33 +70,25 @@ def _gemv_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros((warps, row_steps, lanes), tl.float32)
     up_acc = tl.zeros((warps, row_steps, lanes), tl.float32)
     square = tl.zeros((warps, 1, lanes), tl.float32)
-    if not gated:
-        up_tile = tile
-    if not normed:
-        gains = tile
-    if steps <= _UNROLLED:
-        for index in tl.static_range(0, steps):
-            acc, up_acc, square = _accumulate(acc, up_acc, square, tile, up_tile, gains, x, index * step, k, inner,
-                                              even, normed, gated)  # fmt: skip
-            if index + 1 < steps:
-                tile = _weight_tile(weight, wide, (index + 1) * step, n, k, step, place, even)
-                if gated:
-                    up_tile = _weight_tile(up_weight, wide, (index + 1) * step, n, k, step, place, even)
-                if normed:
-                    gains = _vector_tile(gain, (index + 1) * step, k, inner, even)
-    else:
-        for index in range(0, steps - 1):
-            current, up_current, current_gains = tile, up_tile, gains
-            following = (index + 1) * step
+    for index in range(0, steps):
+        values = _vector_tile(x, index * step, k, inner, even).to(tl.float32)
+        current = tile
+        if gated:
+            up_current = up_tile
+        if normed:
+            square += tl.sum(values * values, 1)
+            values *= gains.to(tl.float32)
+        if steps > 1:
+            # Past the end the last tile is loaded again, from the cache, and not used.
+            following = tl.minimum(index + 1, steps - 1) * step
             tile = _weight_tile(weight, wide, following, n, k, step, place, even)
             if gated:
                 up_tile = _weight_tile(up_weight, wide, following, n, k, step, place, even)
             if normed:
                 gains = _vector_tile(gain, following, k, inner, even)
-            acc, up_acc, square = _accumulate(acc, up_acc, square, current, up_current, current_gains, x, index * step,
-                                              k, inner, even, normed, gated)  # fmt: skip
-        acc, up_acc, square = _accumulate(acc, up_acc, square, tile, up_tile, gains, x, (steps - 1) * step, k, inner,
-                                          even, normed, gated)  # fmt: skip
+        acc += tl.sum(current.to(tl.float32) * values, 1)
+        if gated:
+            up_acc += tl.sum(up_current.to(tl.float32) * values, 1)
     total = tl.sum(acc, 2)
     up_total = tl.sum(up_acc, 2)
     if normed:

@@ -22,6 +22,7 @@ from shoal_engine.kernels.triton_walk import log2_factors, walk_tiles
 ROWS = 64  # (request, head) pairs of one key/value head in a program, one wgmma high
 LEAST_STEPS = 4  # of a prefix that is worth it
 PROGRAMS = 264  # that a device runs at once: a prefix is split until there are about as many
+MANY_SPLITS, FEW_SPLITS = 16, 4
 COLUMNS_PER_PASS = 64  # of the tables
 
 
@@ -183,9 +184,15 @@ def find_shared(batch: AttentionBatch, layout: HeadLayout, step_tokens: int) -> 
         block_tokens=batch.block_tokens, step_tokens=step_tokens, least_steps=LEAST_STEPS,
         column_block=COLUMNS_PER_PASS, num_warps=4,
     )  # fmt: skip
-    programs = layout.num_kv_heads * triton.cdiv(requests, window_requests)
-    splits = min(16, triton.next_power_of_2(max(1, PROGRAMS // programs)))
+    splits = splits_for(layout.num_kv_heads * triton.cdiv(requests, window_requests))
     return SharedPrefix(steps, members, window_requests, step_tokens, splits)
+
+
+def splits_for(programs: int) -> int:
+    """Into how many parts a prefix is cut, for so many programs if it were not: one of two, so that two kernels serve all
+    batches and both can be compiled before the first request.
+    """
+    return MANY_SPLITS if programs * MANY_SPLITS <= 2 * PROGRAMS else FEW_SPLITS
 
 
 def attend_prefixes(

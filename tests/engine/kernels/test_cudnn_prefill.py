@@ -5,10 +5,6 @@ On a CPU torch answers instead of cuDNN, with the same alignment of the diagonal
 
 from __future__ import annotations
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -6,10 +6,6 @@ benchmarks/h200/kernels.py checks bfloat16 on the GPU.
 
 from __future__ import annotations
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
 from collections.abc import Sequence
 
 import pytest

@@ -6,10 +6,6 @@ benchmarks/h200/deterministic.py proves the same of bfloat16 and of tensor cores
 
 from __future__ import annotations
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
 from collections.abc import Sequence
 
 import pytest
