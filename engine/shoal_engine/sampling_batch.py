@@ -116,7 +116,9 @@ def _part(
     under = values["position"] < values["min_tokens"]
     own = gather_edits(edits, under, vocab_size, device)
     groups = (_group(values, kind, vocab_size, device) for kind in (GREEDY, PLAIN, TRUNCATED))
-    return Part(span, own, penalties_of(values, device), tuple(group for group in groups if group is not None))
+    return Part(
+        span, own, penalties_of(values, device), tuple(group for group in groups if group is not None)
+    )
 
 
 def _group(values: Values, kind: int, vocab_size: int, device: torch.device) -> Group | None:
