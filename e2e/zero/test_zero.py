@@ -18,7 +18,7 @@ AUTOSCALING = {
     "minReplicas": 0,
     "maxReplicas": 2,
     "scaleDown": {"stabilizationWindowSeconds": 5, "periodSeconds": 5},
-    "scaleToZero": {"idleSeconds": 10},
+    "scaleToZero": {"idleSeconds": 20},
 }
 
 

@@ -45,7 +45,7 @@ class Memory:
 
     since_s: float | None = None  # start of an unbroken observation
     seen_s: float = 0.0  # the last observation with believable data
-    busy_s: float = 0.0  # the last time when it may have had a request
+    busy_s: float = 0.0  # the last time when it may have had a request, or was not there to take one
     capacity: float | None = None  # last known max_num_seqs of a replica
     window: LoadWindow = field(default_factory=LoadWindow)
     steps: tuple[tuple[float, int], ...] = ()  # (when, replicas added or removed), as far as periods reach
@@ -118,7 +118,10 @@ def _observed(
         memory = Memory(since_s=now_s, busy_s=now_s, capacity=memory.capacity, steps=memory.steps)
     known = [load.max_num_seqs for load in loads if load.max_num_seqs > 0]
     capacity = sum(known) / len(known) if known else memory.capacity or seen.max_num_seqs or None
-    busy = seen.idle_s is None or seen.held > 0 or any(load.running + load.waiting > 0 for load in loads)
+    # One that loads its model for longer than idleSeconds would go as soon as it can serve.
+    starting = seen.ready == 0 < seen.replicas
+    working = seen.held > 0 or any(load.running + load.waiting > 0 for load in loads)
+    busy = seen.idle_s is None or starting or working
     return replace(memory, seen_s=now_s, busy_s=now_s if busy else memory.busy_s, capacity=capacity)
 
 

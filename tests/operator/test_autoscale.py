@@ -181,6 +181,13 @@ def test_the_last_replica_goes_when_idle_and_comes_back_for_held_requests() -> N
     assert (decision.replicas, decision.reason) == (9, "50 held requests woke it up.")  # ceil(50 / 6)
 
 
+def test_the_time_in_which_the_first_replica_loads_is_not_idle_time() -> None:
+    run = Run(ZERO)
+    assert set(run.ticks(200, ready=0, pending=1, loads=())) == {1}
+    assert set(run.ticks(98, work=0)) == {1}
+    assert run.tick(work=0).replicas == 0
+
+
 @pytest.mark.parametrize(
     ("policy", "idle_s"),
     [(POLICY, 1e6), (ZERO, 99.0), (ZERO, None)],
