@@ -44,8 +44,8 @@ cluster:  ## A real single-node Kubernetes on this machine, for e2e (root; the f
 images:  ## Build the images of engine, router and operator and load them into the cluster (root; the first time takes minutes)
 	@bash e2e/cluster/images.sh
 
-e2e: setup  ## Every scenario on that cluster, or on the one of KUBECONFIG (about half an hour on two cores; see e2e/README.md)
-	$(RUN)python -m pytest e2e -v -s
+e2e: setup  ## Every scenario on that cluster, or on the one of KUBECONFIG (half an hour on two cores; SCENARIOS="e2e/zero" for some; see e2e/README.md)
+	$(RUN)python -m pytest $(or $(SCENARIOS),e2e) -v -s
 
 cluster-down:  ## End it and give the machine back
 	@bash e2e/cluster/down.sh
