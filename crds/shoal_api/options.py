@@ -126,10 +126,7 @@ class EngineOptions(Strict):
         default=None,
         description="Path of a Jinja chat template, or the template itself; unset takes the model's own.",
     )
-    deterministic: bool = Field(
-        default=False,
-        description="Same tokens for the same request in any batch, chunking or cache state; costs some speed.",
-    )
+    deterministic: bool = Field(default=False, description="Same tokens in any batch or cache state; slower.")
     generation_config: Literal["auto", "vllm"] = Field(
         default="auto",
         description="Default sampling parameters: auto takes the model's own, vllm neutral ones.",
