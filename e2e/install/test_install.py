@@ -18,11 +18,13 @@ MANIFEST = "examples/smollm2.yaml"
 NAME = "smollm2"
 MODEL = "smollm2-135m"
 URL = "http://shoal-router.default:8080/v1/chat/completions"
+# It lingers for a moment: kubectl attaches when the pod runs, and what one that has ended had said is lost.
 ASK = f"""
-import json, urllib.request
+import json, time, urllib.request
 body = {{"model": "{MODEL}", "max_tokens": 16, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}
 request = urllib.request.Request("{URL}", json.dumps(body).encode(), {{"content-type": "application/json"}})
-print(urllib.request.urlopen(request, timeout=120).read().decode())
+print(urllib.request.urlopen(request, timeout=120).read().decode(), flush=True)
+time.sleep(3)
 """
 
 
