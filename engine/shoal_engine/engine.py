@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -156,9 +156,6 @@ class Engine:
         self._watch_numbers(len(broken), len(sampling))
         first = {c.request.id for c in sampling if not c.request.num_output_tokens}
         committed = self.scheduler.commit(plan, token_ids, broken)
-        for chunk in sampling if broken else ():
-            if chunk.request.id in broken:  # it goes on if a neighbour's blocks may have spoilt its row
-                self._restart_sampling(chunk.request)
         return self._emit(committed, sampling, first, sampled)
 
     def _watch_numbers(self, num_broken: int, num_sampled: int) -> None:
@@ -226,24 +223,21 @@ class Engine:
         self.runner.give_back_memory()
         self._set_budget(max(1, self.scheduler.limits.max_num_batched_tokens // 2))
         ended = self.scheduler.fail(plan, culprits)
-        for chunk in plan.chunks:
-            self._restart_sampling(chunk.request)
         return self._ended(ended)
 
-    def _restart(self, request_ids: Iterable[str]) -> None:
-        """What these had in flight when they lost their blocks no longer counts."""
+    def _restart(self, request_ids: Sequence[str]) -> None:
+        """These have lost their blocks: their tables begin anew, and a token in flight or thrown away does not count.
+
+        In one place, and also when a plan computes nothing: they may be admitted only after the steps in flight.
+        """
+        self.runner.release(request_ids)
         for request_id in request_ids:
             request = self.scheduler.get(request_id)
-            if request is not None:
-                self._restart_sampling(request)
-
-    def _restart_sampling(self, request: Request) -> None:
-        """The sampler may have drawn a token that was thrown away; its state goes back to the tokens that count."""
-        if request.finished:
-            return
-        prompt = request.token_ids[: request.num_prompt_tokens]
-        output = request.token_ids[request.num_prompt_tokens :]
-        self.sampler.add(request.id, request.params, prompt, output, self.config.eos_token_ids)
+            if request is None:
+                continue
+            prompt = request.token_ids[: request.num_prompt_tokens]
+            output = request.token_ids[request.num_prompt_tokens :]
+            self.sampler.add(request.id, request.params, prompt, output, self.config.eos_token_ids)
 
     def _recovered(self) -> None:
         if self._num_failed_in_a_row:

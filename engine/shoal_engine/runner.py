@@ -50,7 +50,6 @@ class Runner:
 
     def run(self, plan: Plan) -> Computed:
         """Run every chunk of `plan`."""
-        self._builder.release(plan.preempted)
         return self._compute(self._builder.build(plan, self._sampled_rows))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ class Runner:
         self._sampled_rows = {request_id: row for row, request_id in enumerate(request_ids)}
 
     def release(self, request_ids: Iterable[str]) -> None:
-        """Forget requests that have ended."""
+        """Forget requests that have ended or lost their blocks."""
         self._builder.release(request_ids)
 
     def give_back_memory(self) -> None:

@@ -108,7 +108,7 @@ class StepGraphs:
     def shape_for(self, host: HostBatch) -> Shape | None:
         """The recorded step that serves this one; None for steps that are launched."""
         requests = len(host.context_lens)
-        if host.num_decodes == requests:
+        if host.only_decodes:
             rows = decode_rows(requests)
             return Shape(rows, rows, rows, shares_prefixes(host))
         if requests > PROMPT_REQUESTS:

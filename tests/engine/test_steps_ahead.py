@@ -144,6 +144,44 @@ class FailsToLaunch:
         return self._runner.run(plan)
 
 
+class Unreadable:
+    """The results of some steps cannot be read, while the step behind them is under way."""
+
+    def __init__(self, sampler: Any, broken: set[int]) -> None:
+        self._sampler = sampler
+        self._broken = broken
+        self._samples = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+    def sample(self, logits: torch.Tensor, request_ids: list[str]) -> Any:
+        self._samples += 1
+        sampled = self._sampler.sample(logits, request_ids)
+        return Lost(sampled) if self._samples in self._broken else sampled
+
+
+class Lost:
+    def __init__(self, sampled: Any) -> None:
+        self.token_ids = sampled.token_ids
+
+    def on_host(self) -> Any:
+        raise RuntimeError("a passing fault")
+
+
+@pytest.mark.parametrize("cache_bytes", [None, tight_cache_bytes()], ids=["roomy", "preempted"])
+def test_a_step_that_cannot_be_read_costs_nobody_a_token(tiny: Any, cache_bytes: int | None) -> None:
+    folder, texts, expected = tiny
+    options = {} if cache_bytes is None else {"kv_cache_memory_bytes": cache_bytes}
+    real = load(folder, 1, **options)
+    sampler: Any = Unreadable(real.sampler, {4, 11, 25, 40})
+    engine = Engine(
+        real.runner, real.scheduler, sampler, real.config, real.model_path, real.ready, steps_ahead=1
+    )
+    outputs = drive(engine, [Submit(f"r{i}", t, SamplingParams(**GREEDY)) for i, t in enumerate(texts)])
+    assert [tokens(outputs[f"r{i}"]) for i in range(len(texts))] == expected
+
+
 def test_a_launch_that_fails_while_a_step_is_under_way_costs_nobody_a_token(tiny: Any) -> None:
     folder, texts, expected = tiny
     real = load(folder, 1)
