@@ -29,6 +29,7 @@ from shoal_engine.kernels import gemm_table, triton_linear, triton_norm, triton_
 from shoal_engine.kernels.cublaslt import NoSuchAlgorithm
 from shoal_engine.kernels.gemm_table import ROW_BUCKETS, GemmChoice, Method, choose
 from shoal_engine.kernels.stream_plan import plan_stream
+from shoal_engine.quantization import fp8
 
 TENSOR_FLOPS = 789e12
 WORST_ERROR = 5e-3
@@ -56,7 +57,8 @@ def compile_one(job: tuple[int, int, int, GemmChoice, bool, bool]) -> None:
     x, weight = torch.zeros(rows, k, device="cuda").bfloat16(), torch.zeros(n, k, device="cuda").bfloat16()
     scale = None
     if fp8:
-        weight, scale = triton_linear.quantise_channels(weight)
+        rounded = fp8.quantise_channels(weight)
+        weight, scale = rounded.values, rounded.scale
     try:
         (run_silu if paired else run)(x, weight, scale, choice)
         torch.cuda.synchronize()
@@ -225,7 +227,8 @@ def sweep(cases: list[tuple[str, str, int, int]], options: argparse.Namespace) -
     for model, part, n, k in cases:
         weight, scale = torch.randn(n, k, device="cuda").bfloat16(), None
         if options.fp8:
-            weight, scale = triton_linear.quantise_channels(weight)
+            rounded = fp8.quantise_channels(weight)
+            weight, scale = rounded.values, rounded.scale
         weights, paired = copies_past_the_cache(weight), part == "silu"
         for rows in options.rows:
             x = (torch.randn(rows, k, device="cuda") * k**-0.5).bfloat16()

@@ -207,13 +207,6 @@ def padded_rows(rows: int) -> int:
     return int(max(_MIN_DOT_ROWS, triton.next_power_of_2(rows)))
 
 
-def quantise_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [N, K] -> float8_e4m3fn [N, K] and scale [N] float32, so that each row's largest element becomes 448."""
-    most = torch.finfo(torch.float8_e4m3fn).max
-    scale = weight.float().abs().amax(1).clamp(min=1e-12) / most
-    return (weight.float() / scale[:, None]).clamp(-most, most).to(torch.float8_e4m3fn), scale
-
-
 def _serves(method: Method, x: Tensor, weight: Tensor) -> bool:
     """Whether a kernel of ours can do what the table, which knows nothing of dtypes and cards, asks."""
     if method in (Method.CUBLAS, Method.CUBLASLT) or not (x.is_cuda or _INTERPRETED):

@@ -19,7 +19,7 @@ from shoal_engine.kernels.triton_fused_gemv import multiply_row
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, NormInput, PartialSums, Stream
 from shoal_engine.kernels.triton_fused_product import multiply_rows, square_tiles
 from shoal_engine.kernels.triton_fused_rows import embed, normalise
-from shoal_engine.kernels.triton_linear import quantise_channels
+from shoal_engine.quantization.fp8 import quantise_channels
 
 EPS = 1e-5
 GEMVS = [GemvTile(1, 1, 1), GemvTile(2, 2, 2), GemvTile(4, 1, 4, False)]
@@ -68,7 +68,8 @@ def normed(x: Tensor, gain: Tensor) -> Tensor:
 def weight_of(n: int, k: int, float8: bool = False, bias: bool = False) -> FusedWeight:
     values, scale = torch.randn(n, k), None
     if float8:
-        values, scale = quantise_channels(values * torch.logspace(-2, 2, n)[:, None])
+        rounded = quantise_channels(values * torch.logspace(-2, 2, n)[:, None])
+        values, scale = rounded.values, rounded.scale
     return FusedWeight(values, scale, torch.randn(n) if bias else None)
 
 
