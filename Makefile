@@ -28,7 +28,7 @@ check: setup  ## Formatting, lint, types, import rules, generated files fresh
 
 generate:  ## Rewrite generated files: CRD, reference docs, gRPC messages
 	$(RUN)python -m shoal_api.crd
-	$(RUN)python -m grpc_tools.protoc -Icrds --python_out=crds --pyi_out=crds --grpc_python_out=crds crds/shoal_api/router_state.proto
+	$(RUN)python -m grpc_tools.protoc -Icrds --python_out=crds --pyi_out=crds --grpc_python_out=crds crds/shoal_api/router_state.proto crds/shoal_api/engine_state.proto
 
 format:  ## Format and fix what the linters can fix
 	$(RUN)ruff format .
