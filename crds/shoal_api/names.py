@@ -74,12 +74,18 @@ HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_NOT_STARTED: Final = "x-shoal-not-started"  # an engine's error before any work: safe to send elsewhere
 
 # Between router and engine only: the router takes x-shoal-* from no client and passes these on to none.
-HEADER_CHAIN: Final = "x-shoal-chain"  # request: BYTES;BASE64URL, bytes hashed and request_prefix hashes, 8 bytes each
-HEADER_CACHE_SALT: Final = "x-shoal-cache-salt"  # request: the tenant's, beside the body's own cache_salt
-HEADER_TIMEOUT_MS: Final = "x-shoal-timeout-ms"  # request: how long the client may still be kept, for all of the reply
-HEADER_RESUMABLE: Final = "x-shoal-resumable"  # request: tell in the stream what continuing it elsewhere takes
-HEADER_RESUME: Final = "x-shoal-resume"  # reply: it can be continued, with this state; request: the body continues one
-RESUME_LINE: Final = b":shoal "  # begins the first line of each event of such a stream: STAGE IDS; for the router only
+HEADER_CHAIN: Final = (
+    "x-shoal-chain"  # BYTES;BASE64URL: bytes hashed, then request_prefix's hashes, 8 bytes each
+)
+HEADER_CACHE_SALT: Final = "x-shoal-cache-salt"  # the tenant's, beside the body's own cache_salt
+HEADER_TIMEOUT_MS: Final = "x-shoal-timeout-ms"  # how long the client may still be kept, for all of the reply
+HEADER_RESUMABLE: Final = "x-shoal-resumable"  # tell in the stream what continuing it elsewhere takes
+HEADER_RESUME: Final = (
+    "x-shoal-resume"  # of a reply: the state to continue it with; of a request: go on from it
+)
+RESUME_LINE: Final = (
+    b":shoal "  # opens each event of such a stream: `:shoal STAGE IDS`; the router takes it out
+)
 
 # vLLM's names, read by dashboards, KEDA rules, GIE endpoint pickers, our router and our autoscaler.
 METRIC_RUNNING: Final = "vllm:num_requests_running"
