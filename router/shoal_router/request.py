@@ -48,14 +48,18 @@ class Request:
         self.named_hops: set[bytes] | None = None
         self.refusal: RouterError | None = None
 
-    def head_for(self, authority: bytes) -> bytes:
-        """The head to send to a replica: rebuilt, one framing, nothing of the client's connection left."""
-        return b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n" % (
+    def head_for(self, authority: bytes, extra: bytes = b"") -> bytes:
+        """The head to send to a replica: rebuilt, one framing, nothing of the client's connection left.
+
+        `extra` holds whole header lines, each with its line end: what the router tells the engine.
+        """
+        return b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n" % (
             self.method,
             self.target,
             authority,
             len(self.body),
             self.request_id,
+            extra,
             b"".join([b"%b: %b\r\n" % line for line in self.headers]),
         )
 

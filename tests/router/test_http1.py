@@ -194,6 +194,24 @@ def test_headers_of_one_hop_and_of_the_platform_are_not_sent_on(lines: tuple[str
     assert request.headers == [(b"Accept", b"*/*"), (b"X-Kept", b"Value")]
 
 
+def test_a_head_for_a_replica_is_one_that_h11_reads_with_the_lines_added_by_the_router() -> None:
+    request = read(head("Content-Length: 2", "X-Kept: v", first="POST /a?b HTTP/1.1") + b"{}").requests[0]
+    request.request_id = b"7"
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(request.head_for(b"r:1", b"x-shoal-chain: 1;a\r\nx-shoal-timeout-ms: 5\r\n"))
+    event = connection.next_event()
+    assert isinstance(event, h11.Request)
+    assert (event.method, event.target) == (b"POST", b"/a?b")
+    assert sorted(event.headers) == [
+        (b"content-length", b"2"),
+        (b"host", b"r:1"),
+        (b"x-kept", b"v"),
+        (b"x-request-id", b"7"),
+        (b"x-shoal-chain", b"1;a"),
+        (b"x-shoal-timeout-ms", b"5"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "taken"),
     [("abc-123", b"abc-123"), ("a" * 129, b""), ("a b", b""), ("\xe4", b""), ("", b""), (" x ", b"x")],
