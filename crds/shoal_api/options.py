@@ -3,7 +3,7 @@
 EngineOptions           spec.engine: how an engine computes
 └── ModelOptions        and what it serves: the arguments of `LLM(...)`
     └── ServeOptions    and how it is reached: `shoal serve`
-RoutingOptions          spec.routing: how the requests of one model are spread
+RoutingOptions          spec.routing: how the requests of one model are spread (routing_options.py)
 └── RouterOptions       and the process that does it: `shoal router`
 
 What another block of the manifest says (model, parallelism, adapters, drain) is no field of spec.engine, so
@@ -30,14 +30,13 @@ from shoal_api.option_types import (
     Percent,
     Place,
     Port,
-    Queued,
     Seconds,
     SecondsOrNone,
     Seed,
     Share,
     Template,
-    Weight,
 )
+from shoal_api.routing_options import RoutingOptions
 from shoal_api.schema import Rule, Strict
 
 
@@ -185,60 +184,6 @@ class ServeOptions(ModelOptions):
     drain_timeout_s: SecondsOrNone = Field(
         default=300.0, description="Seconds that running requests get to end after SIGTERM."
     )
-
-
-class PrefixHash(Strict):
-    """A request goes where most of its prompt is cached, unless that replica has too much to do."""
-
-    mean_load_percent: Annotated[int, Field(ge=100, le=1000)] = Field(
-        default=125,
-        description="A replica above this percentage of the mean load gets no request for its cache's sake.",
-    )
-    prefix_chars: Annotated[int, Field(ge=64, le=65_536)] = Field(
-        default=256,
-        description="Bytes of a prompt's start that choose the replica when none holds the prefix yet.",
-    )
-    recompute_weight: Weight = Field(
-        default=2.0,
-        description="Cost of a prompt token that is not cached; above 1 prices the time taken from others.",
-    )
-    in_flight_tokens: Weight = Field(
-        default=64.0, description="Cost of a request in flight, in prompt tokens."
-    )
-
-
-class ColdStart(Strict):
-    """Requests that arrive while no replica runs."""
-
-    hold_s: SecondsOrNone = Field(
-        default=600.0, description="Seconds that a request waits for the first replica before it gets 503."
-    )
-    max_queued: Queued = Field(
-        default=256, description="Requests that may wait for the first replica; further ones get 503."
-    )
-
-
-class Overload(Strict):
-    """Requests that arrive while every replica is full."""
-
-    queue_s: SecondsOrNone = Field(
-        default=5.0, description="Seconds that a request waits for a replica with room before it gets 429."
-    )
-    max_queued: Queued = Field(
-        default=1024, description="Requests that may wait for a replica with room; further ones get 429."
-    )
-
-
-class RoutingOptions(Strict):
-    """How the requests of one model are spread over its replicas."""
-
-    strategy: Literal["PrefixHash", "LeastLoad"] = Field(
-        default="PrefixHash",
-        description="PrefixHash prefers a replica that holds the prompt's start, LeastLoad an idle one.",
-    )
-    prefix_hash: PrefixHash = Field(default=PrefixHash(), description="Settings of strategy PrefixHash.")
-    cold_start: ColdStart = Field(default=ColdStart(), description="What happens while no replica runs.")
-    overload: Overload = Field(default=Overload(), description="What happens while every replica is full.")
 
 
 class RouterOptions(RoutingOptions):

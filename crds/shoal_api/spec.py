@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field, ValidationError
 from shoal_api.lifecycle import Autoscaling, DisruptionBudget, Drain, Replicas, Rollout
 from shoal_api.names import MAX_NAME_CHARS, NAME_PATTERN
 from shoal_api.nulls import without_nulls
-from shoal_api.options import RoutingOptions
 from shoal_api.pod_template import PodTemplate
 from shoal_api.problems import Problem, problems_of
+from shoal_api.routing_options import RoutingOptions
 from shoal_api.rules import broken_rules
 from shoal_api.schema import Rule, Strict
 from shoal_api.suggestions import with_suggestion

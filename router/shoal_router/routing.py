@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Self
 
-from shoal_api.options import RoutingOptions
 from shoal_api.request_prefix import BLOCK_BYTES
+from shoal_api.routing_options import RoutingOptions
 from shoal_router.policy import Weights
 
 LONGEST_RETRY_AFTER_S = 60

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 
 from shoal_api.flags import OptionError, add_flags, from_args, parse_flags, to_args, to_config
-from shoal_api.options import EngineOptions, PrefixHash, RouterOptions, ServeOptions
+from shoal_api.options import EngineOptions, RouterOptions, ServeOptions
+from shoal_api.routing_options import PrefixHash
 from tests.api.strategies import any_of
 
 quick = settings(max_examples=40, deadline=None)

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal_api.flags import to_args
-from shoal_api.options import RouterOptions, RoutingOptions
+from shoal_api.options import RouterOptions
+from shoal_api.routing_options import RoutingOptions
 from shoal_api.serving import serve_options
 from shoal_api.spec import LLMDeployment
 from shoal_operator.local.errors import CannotRun
