@@ -1,29 +1,28 @@
-"""One proxied request, from the client's last byte to the reply's: send, repeat elsewhere, pass on, account.
+"""One proxied request, from the client's last byte to the reply's: try, try elsewhere, pass on, account.
 
 Nothing is committed to the client before the first byte of a reply worth passing on; until then a failed
 attempt is repeated on another replica. After that the reply's bytes go through as they come, and a replica
 that dies leaves a typed error in the stream and a cut connection, never a silent end. Callbacks only: a
-request costs no task and no timer unless a connection has to be opened.
+request costs no task and no timer unless a connection has to be opened. Sockets are attempt.py's.
 """
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from shoal_router.attempt import Attempt
 from shoal_router.connection import ClientConnection
 from shoal_router.endpoints import Endpoint
-from shoal_router.errors import BadReply, ReplicaLost, ReplicasFull, ReplicaTimeout, RouterError
+from shoal_router.errors import ReplicaLost, ReplicasFull, ReplicaTimeout, RouterError
 from shoal_router.failure import Failure, error_of
-from shoal_router.placement import Placement
 from shoal_router.prompt import Prompt, Work
-from shoal_router.refusal import Refusal, may_be_refusal
 from shoal_router.relay import Relay
 from shoal_router.request import Request
-from shoal_router.retry import FRESH, STALE_WITHIN_S, may_retry
+from shoal_router.retry import FRESH, may_retry
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Overdue, overdue
-from shoal_router.upstream import ReplyHead, UpstreamConnection
+from shoal_router.upstream import ReplyHead
 from shoal_router.usage import read_usage
 
 if TYPE_CHECKING:
@@ -33,25 +32,20 @@ CLIENT_CLOSED_REQUEST = 499  # in metrics only; nobody is there to receive it
 
 
 class Exchange:
-    """One request: the sink of its upstream connection and the answering party of its client connection."""
+    """One request: makes its attempts, and is the answering party of its client connection."""
 
     __slots__ = (
-        "_blocked",
+        "_attempt",
         "_client",
-        "_connecting",
-        "_connection",
         "_failure",
         "_history",
         "_last_piece_s",
-        "_placement",
         "_prompt",
         "_proxy",
-        "_refusal",
         "_relay",
         "_request",
-        "_reused",
-        "_sent_s",
         "_tried",
+        "blocked",
         "started_s",
         "waits_until_s",
     )
@@ -61,61 +55,39 @@ class Exchange:
         self._client = client
         self._request = request
         self._prompt = prompt
-        self.started_s = self._sent_s = self._last_piece_s = proxy.now()
+        self.started_s = self._last_piece_s = proxy.now()
         self.waits_until_s = 0.0
+        self.blocked = False  # the client reads slower than the reply comes
         self._history = FRESH
         self._tried: list[Endpoint] = []
         self._failure: RouterError | None = None  # of the last attempt
-        self._placement: Placement | None = None
-        self._connection: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._reused = self._blocked = False
-        self._refusal: Refusal | None = None  # may yet be repeated elsewhere
-        self._relay: Relay | None = None  # set when the reply is committed
-
-    # Attempts
+        self._attempt: Attempt | None = None  # under way
+        self._relay: Relay | None = None  # set when a reply is committed
 
     def attempt(self) -> None:
         """Choose a replica and send the request there."""
+        proxy, request = self._proxy, self._request
         try:
-            placement = self._placement = self._proxy.placer.place(self._prompt, self._tried)
+            placement = proxy.placer.place(self._prompt, self._tried)
         except RouterError as error:
             if self._failure is not None and not isinstance(error, ReplicasFull):
                 self.refuse(self._failure)
             else:
-                self._proxy.held.wait(self, self._prompt.model, error)
+                proxy.held.wait(self, self._prompt.model, error)
             return
+        attempt = self._attempt = Attempt(self, placement, proxy.now)
         # After a stale connection a fresh one: the others in the pool may be as old.
-        pool = placement.endpoint.pool
-        connection = None if self._history.stale else pool.take(self._proxy.now())
-        if connection is not None:
-            self._send(connection, reused=True)
-        else:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect(placement.endpoint))
+        head = request.head_for(placement.endpoint.authority)
+        attempt.send(head, request.body, fresh=bool(self._history.stale))
 
-    async def _connect(self, endpoint: Endpoint) -> None:
-        try:
-            connection = await endpoint.pool.connect()
-            if not connection.usable:
-                raise ConnectionResetError("closed at once")
-        except OSError as error:
-            self._connecting = None
-            self._failed(Failure.CONNECT, error)
-        else:
-            self._connecting = None
-            self._send(connection, reused=False)
+    def refuse(self, error: RouterError) -> None:
+        """The client gets an error instead of a reply."""
+        self._close_books(error.status)
+        self._client.fail(error)
 
-    def _send(self, connection: UpstreamConnection, *, reused: bool) -> None:
-        assert self._placement is not None
-        request = self._request
-        self._connection = connection
-        self._reused = reused
-        self._sent_s = self._proxy.now()
-        connection.send(self, request.head_for(self._placement.endpoint.authority), request.body)
-        if self._blocked:
-            connection.pause()
+    # What its attempt calls
 
-    def _failed(self, failure: Failure, cause: Exception | None = None) -> None:
+    def attempt_failed(self, failure: Failure, cause: Exception | None = None) -> None:
         """An attempt ended before anything was committed: repeat it elsewhere or give up."""
         proxy = self._proxy
         endpoint = self._end_attempt()
@@ -143,70 +115,10 @@ class Exchange:
         proxy.metrics.retries[failure] += 1
         self.attempt()
 
-    def _end_attempt(self) -> Endpoint:
-        """Take the request off its replica's account."""
-        placement = self._placement
-        assert placement is not None
-        self._placement = self._connection = self._refusal = None
-        placement.endpoint.discharge(placement.uncached_tokens, placement.stamp)
-        if self._proxy.held.queues:
-            self._proxy.held.changed()
-        return placement.endpoint
-
-    def refuse(self, error: RouterError) -> None:
-        """The client gets an error instead of a reply."""
-        self._close_books(error.status)
-        self._client.fail(error)
-
-    # The reply: what UpstreamConnection calls
-
-    def reply_started(self, head: ReplyHead, body: bytes) -> None:
-        if may_be_refusal(head):
-            self._refusal = Refusal(head, body)
-        else:
-            self._commit(head, body)
-
-    def reply_data(self, data: bytes) -> None:
-        if self._relay is not None:
-            self._relay.piece(data)
-        elif self._refusal is not None and not self._refusal.add(data):
-            self._commit(self._refusal.head, self._refusal.body)
-
-    def reply_ended(self) -> None:
-        if self._refusal is not None:
-            if (failure := self._refusal.failure()) is not None:
-                self._failed(failure)
-                return
-            self._commit(self._refusal.head, self._refusal.body)
-        assert self._relay is not None
-        assert self._placement is not None
-        if self._prompt.work is Work.GENERATE:
-            usage = read_usage(self._relay.tail)
-            if usage is not None:
-                self._proxy.placer.settle(self._placement, self._prompt, usage)
-        self._end_attempt()
-        self._close_books(self._relay.status)
-        self._relay.finish()
-
-    def reply_failed(self, error: Exception) -> None:
-        if self._relay is not None:
-            self._break_off(
-                ReplicaLost(
-                    f"replica {self._name} died while it was answering: {error}; send the request again"
-                )
-            )
-        elif isinstance(error, BadReply):
-            self._failed(Failure.BAD_REPLY, error)
-        elif self._reused and self._refusal is None and self._proxy.now() - self._sent_s < STALE_WITHIN_S:
-            self._failed(Failure.STALE, error)
-        else:
-            self._failed(Failure.LOST, error)
-
-    def _commit(self, head: ReplyHead, body: bytes) -> None:
-        """From here on the client sees this replica's reply."""
-        placement = self._placement
-        assert placement is not None
-        self._refusal = None
+    def reply_began(self, head: ReplyHead, body: bytes) -> Callable[[bytes], None]:
+        """From here on the client sees this replica's reply. Returns what takes the rest of its bytes."""
+        assert self._attempt is not None
+        placement = self._attempt.placement
         self._request.body = b""  # it is sent nowhere else, and streams may last
         endpoint = placement.endpoint
         endpoint.first_byte(placement.uncached_tokens, placement.stamp)
@@ -215,52 +127,67 @@ class Exchange:
         self._proxy.observe(endpoint, Outcome.SOFT_FAULT if fault else Outcome.SUCCESS)
         self._last_piece_s = now = self._proxy.now()
         self._proxy.metrics.first_byte.observe(now - self.started_s)
-        self._relay = Relay(self._client, head, http10=self._request.http10)
+        relay = self._relay = Relay(self._client, head, http10=self._request.http10)
         added = b"x-shoal-replica: %b\r\nx-request-id: %b\r\n" % (endpoint.label, self._request.request_id)
-        self._relay.start(body, added)
+        relay.start(body, added)
+        return relay.piece
+
+    def reply_ended(self) -> None:
+        """The whole reply has been passed on."""
+        relay, attempt = self._relay, self._attempt
+        assert relay is not None
+        assert attempt is not None
+        if self._prompt.work is Work.GENERATE:
+            usage = read_usage(relay.tail)
+            if usage is not None:
+                self._proxy.placer.settle(attempt.placement, self._prompt, usage)
+        self._end_attempt()
+        self._close_books(relay.status)
+        relay.finish()
+
+    def reply_broke(self, error: Exception) -> None:
+        """The replica died in the middle of a committed reply."""
+        assert self._attempt is not None
+        lost = f"replica {self._attempt.name} died while it was answering: {error}; send the request again"
+        self._break_off(ReplicaLost(lost))
 
     def _break_off(self, error: RouterError, *, fault: bool = True) -> None:
         """A committed reply will not be completed."""
-        relay, connection = self._relay, self._connection
+        relay, attempt = self._relay, self._attempt
         assert relay is not None
-        assert connection is not None
+        assert attempt is not None
         endpoint = self._end_attempt()
         if fault:
             self._proxy.observe(endpoint, Outcome.HARD_FAULT)
         self._proxy.metrics.broken_replies += 1
         self._close_books(relay.status)
-        relay.break_off(error, connection.at_chunk_boundary)
+        relay.break_off(error, attempt.at_chunk_boundary)
 
-    # The client: what ClientConnection calls
+    # What its client connection calls
 
     def client_lost(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.abort()
-        if self._placement is not None:
+        if self._attempt is not None:
+            self._attempt.abort()
             self._end_attempt()
         self._proxy.metrics.client_disconnects += 1
         self._close_books(CLIENT_CLOSED_REQUEST)
 
     def client_blocked(self) -> None:
-        self._blocked = True
-        if self._connection is not None:
-            self._connection.pause()
+        self.blocked = True
+        if self._attempt is not None:
+            self._attempt.pause()
 
     def client_unblocked(self) -> None:
-        self._blocked = False
+        self.blocked = False
         if self._relay is not None:
             self._relay.fresh = True
-        if self._connection is not None:
-            self._connection.resume()
-
-    # Time
+        if self._attempt is not None:
+            self._attempt.resume()
 
     def check_timeouts(self, now: float) -> None:
         """Called by the proxy's sweep. A blocked client is the listener's to judge."""
-        connection, relay = self._connection, self._relay
-        if connection is None or self._blocked:
+        attempt, relay = self._attempt, self._relay
+        if attempt is None or not attempt.sent or self.blocked:
             return  # connecting has its own timeout
         if relay is not None and relay.fresh:
             relay.fresh = False
@@ -268,26 +195,31 @@ class Exchange:
         late = overdue(
             self._proxy.settings.timeouts,
             age_s=now - self.started_s,
-            waited_s=now - self._sent_s if relay is None and self._prompt.stream else None,
+            waited_s=now - attempt.sent_s if relay is None and self._prompt.stream else None,
             silent_s=now - self._last_piece_s if relay is not None else None,
         )
         if late is None:
             return
-        connection.abort()
+        attempt.abort()
         fault = late is not Overdue.TOTAL
         if relay is not None:
-            self._break_off(ReplicaTimeout(f"replica {self._name}: {late.value}"), fault=fault)
+            self._break_off(ReplicaTimeout(f"replica {attempt.name}: {late.value}"), fault=fault)
         elif fault:
-            self._failed(Failure.TIMEOUT)
+            self.attempt_failed(Failure.TIMEOUT)
         else:
             self._end_attempt()
             self.refuse(ReplicaTimeout(late.value))
 
     # Accounts
 
-    @property
-    def _name(self) -> str:
-        return self._placement.endpoint.name if self._placement is not None else "?"
+    def _end_attempt(self) -> Endpoint:
+        attempt = self._attempt
+        assert attempt is not None
+        self._attempt = None
+        endpoint = attempt.end()
+        if self._proxy.held.queues:
+            self._proxy.held.changed()
+        return endpoint
 
     def _close_books(self, status: int) -> None:
         proxy = self._proxy
