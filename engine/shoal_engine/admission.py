@@ -16,7 +16,12 @@ def check_length(request: Request, max_model_len: int) -> None:
     num_prompt, max_tokens = request.num_prompt_tokens, request.params.max_tokens
     if not num_prompt:
         raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
-    if num_prompt + (max_tokens or 1) > max_model_len:
+    if max_tokens is not None and request.num_given_tokens >= max_tokens:
+        raise InvalidRequest(
+            f"{request.num_given_tokens} tokens are generated already and max_tokens is {max_tokens}",
+            param="output_token_ids",
+        )
+    if num_prompt + (max_tokens or request.num_given_tokens + 1) > max_model_len:
         asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         raise ContextTooLong(
             f"this model's context is {max_model_len} tokens, the prompt has {num_prompt}{asked}; "
@@ -39,7 +44,7 @@ def check_queue(
     A prompt of any length may wait alone. The advice when to retry is how long the waiting tokens take.
     """
     max_reqs, max_tokens = limits.max_num_queued_reqs, limits.max_num_queued_tokens
-    tokens = num_waiting_tokens + request.num_prompt_tokens
+    tokens = num_waiting_tokens + len(request.token_ids)
     if max_reqs is not None and num_waiting >= max_reqs + free_seats:
         reason = f"{num_waiting} requests wait and --max-num-queued-reqs is {max_reqs}"
     elif max_tokens is not None and num_waiting and tokens > max_tokens:

@@ -142,8 +142,9 @@ class Draft:
         tables.adopt(request, prefix)
         start = request.num_computed_tokens
         if request.num_cached_tokens is None:
-            request.num_cached_tokens = start
-            if tables.pool.enable_prefix_caching and not request.needs_prompt_logits:
+            request.num_cached_tokens = min(start, request.num_prompt_tokens)
+            counts = not (request.needs_prompt_logits or request.num_given_tokens)  # once in the fleet
+            if tables.pool.enable_prefix_caching and counts:
                 tables.pool.queries += request.num_prompt_tokens
                 tables.pool.hits += start
         count = self._chunk_tokens(start, len(request.token_ids) - start)

@@ -82,12 +82,17 @@ class Engine:
 
     def add(self, submit: Submit) -> None:
         """Queue a request of n=1. Raises EngineError: it is malformed, can never fit, or the queue is full."""
-        _check_prompt(submit.prompt_token_ids, self.config.vocab_size)
+        _check_ids("prompt", submit.prompt_token_ids, self.config.vocab_size)
+        _check_ids("output", submit.output_token_ids, self.config.vocab_size)
         request = Request.from_submit(submit, time.monotonic())
         self.scheduler.add(request)
         try:
             self.sampler.add(
-                submit.id, submit.params, submit.prompt_token_ids, eos_ids=self.config.eos_token_ids
+                submit.id,
+                submit.params,
+                submit.prompt_token_ids,
+                submit.output_token_ids,
+                self.config.eos_token_ids,
             )
         except EngineError:
             self.scheduler.abort(submit.id)
@@ -154,7 +159,7 @@ class Engine:
             good = sampled.ok.tolist()
             broken = {c.request.id: not_finite() for c, ok in zip(sampling, good, strict=True) if not ok}
         self._watch_numbers(len(broken), len(sampling))
-        first = {c.request.id for c in sampling if not c.request.num_output_tokens}
+        first = {c.request.id for c in sampling if c.request.awaits_first_token}
         committed = self.scheduler.commit(plan, token_ids, broken)
         return self._emit(committed, sampling, first, sampled)
 
@@ -248,7 +253,7 @@ class Engine:
         self.scheduler.limits = replace(self.scheduler.limits, max_num_batched_tokens=tokens)
 
 
-def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
+def _check_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """An id outside the vocabulary would read foreign memory on a device: refuse it before it joins a batch."""
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        raise InvalidRequest(f"prompt token ids must lie in 0..{vocab_size - 1}", param="prompt")
+        raise InvalidRequest(f"{field} token ids must lie in 0..{vocab_size - 1}", param=field)

@@ -22,6 +22,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     priority: int = 0  # lower runs sooner, as in vLLM
     cache_salt: str = ""
     adapter: str = ""
+    output_token_ids: list[int] = []  # generated elsewhere: it goes on as if it had been preempted after them
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

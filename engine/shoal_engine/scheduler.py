@@ -77,8 +77,8 @@ class Scheduler:
             raise InvalidRequest(
                 f"request {request.id!r} is in progress; ids must be unique", param="request_id"
             )
-        if self._tables.blocks_to_hold(num_prompt) > self.pool.capacity:
-            raise exhausted(num_prompt, self.pool.capacity * limits.block_tokens)
+        if self._tables.blocks_to_hold(len(request.token_ids)) > self.pool.capacity:
+            raise exhausted(len(request.token_ids), self.pool.capacity * limits.block_tokens)
         seats = 0 if self._crowded and queues.waiting else max(0, limits.max_num_seqs - len(queues.running))
         rate = self._times.drain.tokens_per_s
         check_queue(request, limits, len(queues.waiting), queues.num_waiting_tokens, seats, rate)
