@@ -15,7 +15,8 @@ from enum import IntEnum
 import httptools
 
 from shoal_router.errors import BadRequest, BodyTooLarge, HeadTooLarge, RouterError, VersionNotSupported
-from shoal_router.request import RULES, Request
+from shoal_router.repeated_head import RepeatedHead, repeated_head
+from shoal_router.request import Head, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class RequestReader:
         self._lines: list[tuple[bytes, bytes]] = []
         self._target = b""
         self._request: Request | None = None
+        self._last: Head | None = None  # of the last request in the read in progress
+        self._repeated: RepeatedHead | None = None
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._read_bytes = 0  # of the read in progress
@@ -78,12 +81,21 @@ class RequestReader:
         """Read on; after a refusal, or a request that closes the connection, bytes are ignored."""
         if self.dead:
             return
+        begins = self.phase is Phase.IDLE
+        if begins and self._repeated is not None:
+            request = self._repeated.read(data, self._limits.body_bytes)
+            if request is not None:
+                self._take_repeated(request)
+                return
         self._read_bytes = len(data)
         self._later_bytes += self._read_bytes
+        self._last = None
         try:
             self._parser.feed_data(data)
             if self.phase:
                 self._check_unfinished()
+            elif begins and self._last is not None:
+                self._repeated = repeated_head(data, self._last)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, RouterError):
@@ -95,6 +107,15 @@ class RequestReader:
             self._die(BadRequest(f"malformed HTTP: {error}"))
         except RouterError as error:
             self._die(error)
+
+    def _take_repeated(self, request: Request) -> None:
+        """A whole message whose head is the last one's: the parser stands between two messages and stays there."""
+        try:
+            self._vet(request)
+        except RouterError as error:
+            request.refusal = error
+            request.body = b""
+        self._deliver(request)
 
     def _die(self, error: RouterError) -> None:
         if not self.dead:
@@ -137,23 +158,21 @@ class RequestReader:
         if not self._target.startswith(b"/") or b"#" in self._target:
             raise BadRequest("the request target must be a path, as in 'POST /v1/chat/completions HTTP/1.1'")
         http10 = version == "1.0"
-        request = Request(
-            parser.get_method(), self._target, http10, parser.should_keep_alive() and not http10
-        )
-        self._apply_rules(request)
-        if request.content_length > self._limits.body_bytes:
+        head = Head(parser.get_method(), self._target, http10, parser.should_keep_alive() and not http10)
+        head.apply_rules(self._lines)
+        if head.content_length > self._limits.body_bytes:
             raise BodyTooLarge(f"the body may have {self._limits.body_bytes} bytes; shorten the prompt")
-        self._request = request
+        request = self._request = Request(head)
         self._body_bytes = 0
         self._parts = []
         self.phase = Phase.BODY
         try:
             self._vet(request)
         except RouterError as error:
-            if request.expects_continue:
+            if head.expects_continue:
                 raise
             request.refusal = error
-        if request.expects_continue and (request.chunked or request.content_length):
+        if head.expects_continue and (head.chunked or head.content_length):
             self._send_continue()
 
     def _check_head_size(self) -> None:
@@ -164,21 +183,6 @@ class RequestReader:
         )
         if too_long or len(self._lines) > limits.header_count:
             raise self._head_too_large()
-
-    def _apply_rules(self, request: Request) -> None:
-        onward = request.headers
-        for line in self._lines:
-            key = line[0].lower()
-            rule = RULES.get(key)
-            if rule is not None:
-                rule(request, *line)
-            elif not key.startswith(b"x-shoal-"):  # the platform's own headers never come from outside
-                onward.append(line)
-        if request.hosts > 1 or (request.hosts == 0 and not request.http10):
-            raise BadRequest("an HTTP/1.1 request has exactly one Host header")
-        named = request.named_hops
-        if named:
-            request.headers = [line for line in onward if line[0].lower() not in named]
 
     def on_body(self, piece: bytes) -> None:
         self._body_bytes += len(piece)
@@ -195,6 +199,7 @@ class RequestReader:
         self.phase = Phase.IDLE
         request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
+        self._last = request.head
         if not request.keep_alive:
             self.dead = True  # whatever follows belongs to nobody
         self._deliver(request)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from shoal_router.errors import BadRequest, EncodingNotSupported, ExpectationFailed, RouterError
 
 
-class Request:
-    """One complete request. `headers` holds end-to-end lines only, in order, ready to be sent on."""
+class Head:
+    """What the head of a request says. `headers` holds end-to-end lines only, in order, ready to be sent on.
+
+    Complete once every rule has seen its lines; not changed after that, so that equal heads may share one.
+    """
 
     __slots__ = (
         "authorization",
-        "body",
         "chunked",
         "content_length",
         "expects_continue",
@@ -23,10 +25,10 @@ class Request:
         "hosts",
         "http10",
         "keep_alive",
+        "lines",
         "method",
         "named_hops",
         "path",
-        "refusal",
         "request_id",
         "target",
     )
@@ -38,82 +40,127 @@ class Request:
         self.http10 = http10
         self.keep_alive = keep_alive
         self.headers: list[tuple[bytes, bytes]] = []
-        self.body = b""
+        self.lines = b""  # the bytes of `headers`
         self.authorization = b""
-        self.request_id = b""
+        self.request_id = b""  # of the client; empty when it gave none
         self.hosts = 0
         self.content_length = 0
         self.chunked = False
         self.expects_continue = False
         self.named_hops: set[bytes] | None = None
+
+    def apply_rules(self, lines: list[tuple[bytes, bytes]]) -> None:
+        """Take in all header lines. Raises RouterError when they have no single meaning."""
+        onward = self.headers
+        for line in lines:
+            key = line[0].lower()
+            rule = RULES.get(key)
+            if rule is not None:
+                rule(self, *line)
+            elif not key.startswith(b"x-shoal-"):  # the platform's own headers never come from outside
+                onward.append(line)
+        if self.hosts > 1 or (self.hosts == 0 and not self.http10):
+            raise BadRequest("an HTTP/1.1 request has exactly one Host header")
+        named = self.named_hops
+        if named:
+            self.headers = [line for line in onward if line[0].lower() not in named]
+        self.lines = b"".join([b"%b: %b\r\n" % line for line in self.headers])
+
+
+class Request:
+    """One request: what its head says, its body, and what the router makes of them."""
+
+    __slots__ = ("authorization", "body", "head", "keep_alive", "method", "path", "refusal", "request_id")
+
+    def __init__(self, head: Head, body: bytes = b"") -> None:
+        self.head = head
+        self.method = head.method
+        self.path = head.path
+        self.keep_alive = head.keep_alive
+        self.authorization = head.authorization
+        self.request_id = head.request_id
+        self.body = body
         self.refusal: RouterError | None = None
+
+    @property
+    def target(self) -> bytes:
+        return self.head.target
+
+    @property
+    def http10(self) -> bool:
+        return self.head.http10
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return self.head.headers
 
     def head_for(self, authority: bytes, extra: bytes = b"") -> bytes:
         """The head to send to a replica: rebuilt, one framing, nothing of the client's connection left.
 
         `extra` holds whole header lines, each with its line end: what the router tells the engine.
         """
+        head = self.head
         return b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n" % (
-            self.method,
-            self.target,
+            head.method,
+            head.target,
             authority,
             len(self.body),
             self.request_id,
             extra,
-            b"".join([b"%b: %b\r\n" % line for line in self.headers]),
+            head.lines,
         )
 
 
-def _host(request: Request, name: bytes, value: bytes) -> None:
-    request.hosts += 1
+def _host(head: Head, name: bytes, value: bytes) -> None:
+    head.hosts += 1
 
 
-def _length(request: Request, name: bytes, value: bytes) -> None:
-    request.content_length = int(value)
+def _length(head: Head, name: bytes, value: bytes) -> None:
+    head.content_length = int(value)
 
 
-def _transfer_encoding(request: Request, name: bytes, value: bytes) -> None:
-    if request.http10 or value.strip(b" \t").lower() != b"chunked":
+def _transfer_encoding(head: Head, name: bytes, value: bytes) -> None:
+    if head.http10 or value.strip(b" \t").lower() != b"chunked":
         raise BadRequest("the only transfer coding is 'chunked', in HTTP/1.1; send one or a Content-Length")
-    request.chunked = True
+    head.chunked = True
 
 
-def _content_encoding(request: Request, name: bytes, value: bytes) -> None:
+def _content_encoding(head: Head, name: bytes, value: bytes) -> None:
     if value.strip(b" \t").lower() not in (b"", b"identity"):
         raise EncodingNotSupported("send the JSON body uncompressed, without Content-Encoding")
 
 
-def _expect(request: Request, name: bytes, value: bytes) -> None:
+def _expect(head: Head, name: bytes, value: bytes) -> None:
     if value.strip(b" \t").lower() != b"100-continue":
         raise ExpectationFailed("the only expectation served is 100-continue; leave the Expect header out")
-    request.expects_continue = not request.http10
+    head.expects_continue = not head.http10
 
 
-def _connection(request: Request, name: bytes, value: bytes) -> None:
+def _connection(head: Head, name: bytes, value: bytes) -> None:
     names = {token.strip(b" \t").lower() for token in value.split(b",")} - {b"close", b"keep-alive", b""}
     if names:
-        request.named_hops = names | (request.named_hops or set())
+        head.named_hops = names | (head.named_hops or set())
 
 
-def _authorization(request: Request, name: bytes, value: bytes) -> None:
-    if request.authorization:
+def _authorization(head: Head, name: bytes, value: bytes) -> None:
+    if head.authorization:
         raise BadRequest("send one Authorization header, not several")
-    request.authorization = value
-    request.headers.append((name, value))
+    head.authorization = value
+    head.headers.append((name, value))
 
 
-def _request_id(request: Request, name: bytes, value: bytes) -> None:
+def _request_id(head: Head, name: bytes, value: bytes) -> None:
     value = value.strip(b" \t")
     # An id is echoed and logged: only a short visible one is taken over, else the router makes its own.
     if 0 < len(value) <= 128 and all(0x21 <= byte <= 0x7E for byte in value):
-        request.request_id = value
+        head.request_id = value
 
 
-def _hop(request: Request, name: bytes, value: bytes) -> None:
+def _hop(head: Head, name: bytes, value: bytes) -> None:
     """For this connection only (RFC 9110 7.6.1): never sent on."""
 
 
-RULES: dict[bytes, Callable[[Request, bytes, bytes], None]] = {
+RULES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"host": _host,
     b"content-length": _length,
     b"transfer-encoding": _transfer_encoding,

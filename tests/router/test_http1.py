@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -362,6 +363,10 @@ def h11_message(connection: h11.Connection) -> Meaning | None:
 
 
 def our_reading(pieces: list[bytes]) -> list[Meaning]:
+    return meanings(read(*pieces))
+
+
+def meanings(reading: Reading) -> list[Meaning]:
     return [
         (
             request.method,
@@ -369,7 +374,7 @@ def our_reading(pieces: list[bytes]) -> list[Meaning]:
             request.body,
             [(n.lower(), v.strip(b" \t")) for n, v in request.headers if n.lower().startswith(b"x-")],
         )
-        for request in read(*pieces).requests
+        for request in reading.requests
     ]
 
 
@@ -389,3 +394,45 @@ def test_no_message_is_read_otherwise_than_h11_reads_it(
             assert b"  " in data, f"accepted what h11 refuses: {message}"
             break
         assert message == theirs[index]
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(MESSAGES, st.lists(st.tuples(EDITS, st.integers(0, 12)), min_size=1, max_size=3))
+def test_a_head_that_a_connection_repeats_means_what_it_means_on_a_fresh_one(
+    message: bytes, variants: list[tuple[list[tuple[int, int, bytes]], int]]
+) -> None:
+    fed = [message]
+    for edits, length in variants:
+        fed.append(mutate(with_body_of(message, length), edits))
+    reading = read(*fed)
+    # A message at a time on a reader of its own knows no earlier head; only what was cut off ends the comparison.
+    fresh: list[Meaning] = []
+    for data in fed:
+        alone = read(data)
+        fresh += meanings(alone)
+        if alone.reader.dead or alone.reader.phase != Phase.IDLE:
+            break
+    assert meanings(reading)[: len(fresh)] == fresh
+
+
+def with_body_of(message: bytes, length: int) -> bytes:
+    """The same head for a body of so many bytes, framed by Content-Length if it was."""
+    head_end = message.find(b"\r\n\r\n") + 4
+    return re.sub(rb"(?i)(content-length: ?)\d+", rb"\g<1>%d" % length, message[:head_end]) + b"y" * length
+
+
+def test_a_repeated_head_is_read_without_the_parser_and_gives_each_request_its_own_state() -> None:
+    first = head("Content-Length: 3", "X-Kept: v", first="POST /a?b HTTP/1.1") + b"abc"
+    second = head("Content-Length: 11", "X-Kept: v", first="POST /a?b HTTP/1.1") + b"hello world"
+    one, two, three = read(first, second, first[:-1], b"d").requests
+    assert one.head is two.head
+    assert three.head is not one.head, "cut in two, it is the parser's"
+    one.request_id = b"7"
+    assert (two.body, two.request_id, three.body) == (b"hello world", b"", b"abd")
+
+
+def test_a_veto_holds_for_a_repeated_head() -> None:
+    missing = head("Content-Length: 3", first="POST /missing HTTP/1.1") + b"abc"
+    requests = read(missing, missing).requests
+    assert [type(request.refusal) for request in requests] == [PathNotFound, PathNotFound]
+    assert [request.body for request in requests] == [b"", b""]
