@@ -1,51 +1,62 @@
-"""Which replica is believed to hold which prompt prefix; bounded, forgets as the engines do.
+"""Which replica holds which prompt prefix: reported by the replica itself, or believed.
 
 Knows nothing of load. A prefix is a chain of block hashes (shoal_api.request_prefix). `holders` maps a hash
-to a bit mask of replica slots, so one walk along a chain gives every replica's match. Per slot an LRU of the
-engine's own size: what the engine must have evicted, the index has evicted too. Entries are beliefs, made
-when a request is routed; `contradict` takes them back.
+to a bit mask of replica slots, so one walk along a chain gives every replica's match. Behind each bit stands
+one cache per slot: a ReportedCache while the replica's engine pushes what it holds (engine_link.py), else a
+BelievedCache.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+
+from shoal_router.believed_cache import BelievedCache
+from shoal_router.reported_cache import ReportedCache
 
 
 class PrefixIndex:
-    """Beliefs about the caches of the replicas in slots 0, 1, 2, ...; capacities are in prompt blocks."""
+    """The caches of the replicas in slots 0, 1, 2, ...; capacities are in prompt blocks."""
 
     def __init__(self) -> None:
         self._holders: dict[int, int] = {}
-        self._replicas: dict[int, OrderedDict[int, int]] = {}  # slot -> block hash -> stamp of its last use
+        self._believed: dict[int, BelievedCache] = {}
+        self._reported: dict[int, ReportedCache] = {}
         self._capacity: dict[int, int] = {}
         self._stamp = 0
 
     def add(self, slot: int, capacity_blocks: int) -> None:
         """Open an empty slot for a replica that can hold `capacity_blocks`."""
-        self._replicas[slot] = OrderedDict()
+        self._believed[slot] = BelievedCache(self._holders, slot, capacity_blocks)
         self._capacity[slot] = capacity_blocks
 
     def remove(self, slot: int) -> None:
         """Forget the replica and its slot."""
-        self.forget(slot)
-        del self._replicas[slot], self._capacity[slot]
+        del self._capacity[slot]
+        if (reported := self._reported.pop(slot, None)) is not None:
+            reported.close()
+        else:
+            self._believed.pop(slot).forget()
 
     def forget(self, slot: int) -> None:
         """The replica lost its cache: it restarted, or somebody cleared it."""
-        self._evict(slot, len(self._replicas[slot]))
+        if (reported := self._reported.get(slot)) is not None:
+            reported.keep_only(())
+        else:
+            self._believed[slot].forget()
 
     def resize(self, slot: int, capacity_blocks: int) -> None:
-        """The replica's cache holds this many blocks; the oldest beyond that are forgotten."""
+        """The replica's cache holds this many blocks; believed ones beyond that are forgotten, oldest first."""
         self._capacity[slot] = capacity_blocks
-        self._evict(slot, len(self._replicas[slot]) - capacity_blocks)
+        if (believed := self._believed.get(slot)) is not None:
+            believed.resize(capacity_blocks)
 
     def size(self, slot: int) -> int:
-        """How many blocks the replica is believed to hold."""
-        return len(self._replicas[slot])
+        """How many blocks the replica is thought to hold."""
+        reported = self._reported.get(slot)
+        return len(self._believed[slot] if reported is None else reported)
 
     def holders(self, block: int) -> int:
-        """Bit mask of the slots believed to hold this block."""
+        """Bit mask of the slots that are thought to hold this block."""
         return self._holders.get(block, 0)
 
     def __len__(self) -> int:
@@ -71,46 +82,46 @@ class PrefixIndex:
             _set_depth(depths, held, depth)
         return depths
 
+    # Replicas that report
+
+    def reported(self, slot: int) -> ReportedCache | None:
+        """The cache of a replica that reports what it holds."""
+        return self._reported.get(slot)
+
+    def report(self, slot: int) -> ReportedCache:
+        """The replica reports from now on: beliefs about it end."""
+        if slot not in self._reported:
+            self._believed.pop(slot).forget()
+            self._reported[slot] = ReportedCache(self._holders, slot)
+        return self._reported[slot]
+
+    def believe(self, slot: int) -> None:
+        """The replica reports no more: what it held last is believed, and ages."""
+        reported = self._reported.pop(slot, None)
+        if reported is not None:
+            believed = self._believed[slot] = BelievedCache(self._holders, slot, self._capacity[slot])
+            self._stamp += 1
+            believed.inherit(reported.blocks, self._stamp)
+
+    # Replicas that do not
+
     def last_use(self, slot: int, block: int) -> int:
         """Stamp of the block's last use on this replica; 0 when it is not believed to be there."""
-        return self._replicas[slot].get(block, 0)
+        return self._believed[slot].last_use(block)
 
     def use(self, slot: int, chain: Sequence[int]) -> int:
         """The replica is about to compute or reuse this chain; returns the use's stamp, which only grows."""
         self._stamp = stamp = self._stamp + 1
-        lru, holders, bit, capacity = self._replicas[slot], self._holders, 1 << slot, self._capacity[slot]
-        move_to_end = lru.move_to_end
-        # From the tail: the head of a prompt is what other requests are likely to share, so it must age last.
-        for block in reversed(chain if len(chain) <= capacity else chain[:capacity]):
-            if block in lru:
-                move_to_end(block)
-            else:
-                holders[block] = holders.get(block, 0) | bit
-            lru[block] = stamp
-        if len(lru) > capacity:
-            self._evict(slot, len(lru) - capacity)
+        self._believed[slot].use(chain, stamp)
         return stamp
 
     def contradict(self, slot: int, stamp: int) -> int:
-        """The engine had lost a block last used at `stamp`: an LRU has then lost all that was not used since.
+        """The engine had lost a block last used at `stamp`, and so all that was not used since.
 
-        Returns how many blocks were forgotten.
+        Returns how many blocks were forgotten; none of a replica that reports by now.
         """
-        lru = self._replicas[slot]
-        before = len(lru)
-        while lru and next(iter(lru.values())) <= stamp:
-            self._evict(slot, 1)
-        return before - len(lru)
-
-    def _evict(self, slot: int, count: int) -> None:
-        lru, holders, bit = self._replicas[slot], self._holders, 1 << slot
-        for _ in range(count):
-            block, _stamp = lru.popitem(last=False)
-            left = holders[block] ^ bit
-            if left:
-                holders[block] = left
-            else:
-                del holders[block]
+        believed = self._believed.get(slot)
+        return 0 if believed is None else believed.contradict(stamp)
 
 
 def _set_depth(depths: dict[int, int], mask: int, depth: int) -> None:
