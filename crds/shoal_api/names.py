@@ -93,6 +93,9 @@ METRIC_WAITING: Final = "vllm:num_requests_waiting"
 METRIC_KV_USAGE: Final = "vllm:kv_cache_usage_perc"
 METRIC_MAX_NUM_SEQS: Final = "shoal:max_num_seqs"  # requests that the engine computes at once
 METRIC_MAX_REQUESTS: Final = "shoal:max_requests"  # these and the waiting ones: above it answers 429
+METRIC_GRPC_PORT: Final = (
+    "shoal:grpc_port"  # where the engine pushes its state to routers; 0 when it does not
+)
 METRIC_PREFIX_QUERIES: Final = "vllm:prefix_cache_queries"
 METRIC_PREFIX_HITS: Final = "vllm:prefix_cache_hits"
 

@@ -1,6 +1,6 @@
 """The replicas this router knows: their standing, their load, and what they said of themselves.
 
-One Endpoint per replica, changed by placement.py and exchange.py (load) and health.py (standing, report).
+One Endpoint per replica, changed by placement.py (own load), health.py (standing, report) and engine_link.py (report).
 Chooses nothing, sends nothing.
 """
 
@@ -17,11 +17,12 @@ from shoal_router.pool import Pool
 from shoal_router.standing import Standing, State
 
 DEFAULT_KV_TOKENS = 65_536  # until the engine has told the size of its cache
+FULL_KV_USAGE = 0.95  # share in use from which on a request waits for others' blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a replica last said of itself: its models as in /v1/models, its cache and load as in /metrics."""
+    """What a replica last said of itself: its models as in /v1/models, cache and load as in /metrics or pushed."""
 
     models: tuple[tuple[str, bytes], ...] = ()  # id and the JSON object that /v1/models lists
     kv_tokens: int = DEFAULT_KV_TOKENS
@@ -30,7 +31,15 @@ class Report:
     kv_usage: float = 0.0  # share of the cache in use, 0 to 1
     max_num_seqs: int = 0  # requests that it computes at once; 0 while unknown
     max_requests: int = 0  # these and the waiting ones, above which it refuses; 0 while unknown
-    started_at_s: float = 0.0  # changes when the engine restarts
+    started_at_s: float = 0.0  # changes when the engine restarts; 0 while unknown
+    grpc_port: int = 0  # where it pushes its state; 0 when it does not
+
+    @property
+    def seats(self) -> float:
+        """Requests that it computes at once: as many as run now when the cache is what keeps others waiting."""
+        if self.waiting and self.running and self.kv_usage >= FULL_KV_USAGE:
+            return self.running
+        return self.max_num_seqs or inf
 
 
 @dataclass(slots=True)
@@ -44,6 +53,9 @@ class Tally:
     predicted_tokens: int = 0  # of these, believed to be cached when the request was routed
     cached_tokens: int = 0  # of these, really cached
     contradictions: int = 0
+    updates: int = 0  # pushed by the engine and applied
+    snapshots: int = 0  # of these
+    gaps: int = 0  # times that an update was lost and a snapshot asked for
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +76,10 @@ class Endpoint:
     waiting: dict[int, None] = field(
         default_factory=dict
     )  # stamps of requests without a first byte, oldest first
-    elsewhere: int = 0  # requests it has from others, when last asked
+    linked: bool = False  # its engine pushes load and cache; else they are polled and believed
+    elsewhere: int = 0  # requests it has from others, as it said last
+    queued_elsewhere: float = 0.0  # uncached prompt tokens of these
+    seats: float = inf  # requests that it computes at once; more wait there
     ceiling: float = inf  # requests at which it is full, as it said or as it showed since
     removed: bool = False
     tally: Tally = field(default_factory=Tally)
@@ -93,6 +108,13 @@ class Endpoint:
 
     def serves(self, model: str) -> bool:
         return any(name == model for name, _ in self.report.models)
+
+    def take(self, report: Report, own: int) -> None:
+        """It has said how it is, when it had `own` requests of this router."""
+        self.report = report
+        self.elsewhere = max(0, report.running + report.waiting - own)
+        self.seats = report.seats
+        self.ceiling = report.max_requests or inf
 
     def charge(self, tokens: float, stamp: int) -> None:
         """A request with this many uncached prompt tokens is on its way there."""

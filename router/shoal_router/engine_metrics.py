@@ -18,6 +18,7 @@ _WAITING = _gauge(names.METRIC_WAITING)
 _KV_USAGE = _gauge(names.METRIC_KV_USAGE)
 _MAX_NUM_SEQS = _gauge(names.METRIC_MAX_NUM_SEQS)
 _MAX_REQUESTS = _gauge(names.METRIC_MAX_REQUESTS)
+_GRPC_PORT = _gauge(names.METRIC_GRPC_PORT)
 _STARTED = _gauge("process_start_time_seconds")
 _CACHE = re.compile(rb"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
 _BLOCKS = re.compile(rb'num_gpu_blocks="(\d+)"')
@@ -33,6 +34,8 @@ def read_metrics(text: bytes, before: Report) -> Report:
             kv_tokens += int(blocks[1]) * int(size[1])
     usage = [float(value) for value in _KV_USAGE.findall(text)]
     started = [float(value) for value in _STARTED.findall(text)]
+    # Several engines behind one address push at ports of their own: there is no one cache to be exact about.
+    ports = {round(float(value)) for value in _GRPC_PORT.findall(text)}
     return replace(
         before,
         running=_sum(_RUNNING, text),
@@ -42,6 +45,7 @@ def read_metrics(text: bytes, before: Report) -> Report:
         max_num_seqs=_sum(_MAX_NUM_SEQS, text) or before.max_num_seqs,
         max_requests=_sum(_MAX_REQUESTS, text) or before.max_requests,
         started_at_s=started[0] if started else before.started_at_s,
+        grpc_port=ports.pop() if len(ports) == 1 else 0,
     )
 
 

@@ -1,6 +1,6 @@
 """Ask each replica how it is and what it serves, and let requests tell when it fails. Chooses nothing.
 
-One task per replica: /ready, then /v1/models and /metrics. A fault seen by a request ejects its replica at
+One task per replica: /ready, then /v1/models, and /metrics unless its engine pushes its load (engine_link.py). A fault seen by a request ejects its replica at
 once; the task is woken and asks again after the pause of its standing, so a replica that blinked is back
 within a second.
 """
@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
 
 import msgspec
 
@@ -138,31 +137,39 @@ class Health:
         return status == 200
 
     async def _check_report(self, endpoint: Endpoint, ask_models: bool) -> None:
-        before = report = endpoint.report
-        own = endpoint.in_flight
+        before = endpoint.report
         try:
-            metrics = await self._fetch(endpoint, "/metrics")
-            if metrics.status == 200:
-                report = read_metrics(metrics.body, report)
-                endpoint.reported_s = self._now()
+            await self._poll_load(endpoint)
             if ask_models:
                 models = await self._fetch(endpoint, "/v1/models")
                 if models.status == 200:
-                    report = replace(report, models=read_listing(models.body))
+                    endpoint.report = replace(endpoint.report, models=read_listing(models.body))
                 else:
                     log.warning("replica %s answers %d to /v1/models", endpoint.name, models.status)
         except (OSError, BadReply, msgspec.MsgspecError, ValueError) as error:
             log.warning("replica %s: cannot read its models or metrics: %s", endpoint.name, error)
-        endpoint.report = report
+        report = endpoint.report
+        if (before.models, before.kv_tokens, before.grpc_port) != (
+            report.models,
+            report.kv_tokens,
+            report.grpc_port,
+        ):
+            self._endpoints.changed()
+
+    async def _poll_load(self, endpoint: Endpoint) -> None:
+        own = endpoint.in_flight
+        if endpoint.linked:
+            return  # the engine says all this itself, sooner
+        metrics = await self._fetch(endpoint, "/metrics")
+        if metrics.status != 200 or endpoint.linked:
+            return
+        before, report = endpoint.report, read_metrics(metrics.body, endpoint.report)
+        endpoint.reported_s = self._now()
         # Own requests come and go while it answers; only what exceeds both counts is surely somebody else's.
-        own = max(own, endpoint.in_flight)
-        endpoint.elsewhere = max(0, report.running + report.waiting - own)
-        endpoint.ceiling = report.max_requests or inf
+        endpoint.take(report, max(own, endpoint.in_flight))
         if before.started_at_s and report.started_at_s != before.started_at_s:
             log.info("replica %s has restarted; its cache is empty", endpoint.name)
             self._on_restart(endpoint)
-        if (before.models, before.kv_tokens) != (report.models, report.kv_tokens):
-            self._endpoints.changed()
 
     async def _fetch(self, endpoint: Endpoint, path: str) -> Fetched:
         settings = self._settings
