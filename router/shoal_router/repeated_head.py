@@ -35,8 +35,7 @@ class RepeatedHead:
         start = len(before)
         end = data.find(b"\r", start, start + MOST_DIGITS + 1)
         digits = data[start:end]
-        # ASCII digits without a leading zero, as the parser takes them; a body of no bytes is left to it.
-        if end < 0 or not digits.isdigit() or digits[0] == 0x30 or not data.startswith(after, end):
+        if end < 0 or not digits.isdigit() or not data.startswith(after, end):
             return None
         body_at = end + len(after)
         length = int(digits)
@@ -52,7 +51,7 @@ def repeated_head(data: bytes, head: Head) -> RepeatedHead | None:
     if not whole or head.expects_continue or not head.keep_alive:
         return None
     found = _LENGTH.search(data, 0, head_end)
-    if found is None or found[1].startswith(b"0"):
+    if found is None:
         return None
     start, end = found.span(1)
     return RepeatedHead(data[:start], data[end:head_end], head)
