@@ -1,8 +1,8 @@
 """Ask each replica how it is and what it serves, and let requests tell when it fails. Chooses nothing.
 
-One task per replica: /ready, then /v1/models, and /metrics unless its engine pushes its load (engine_link.py). A fault seen by a request ejects its replica at
-once; the task is woken and asks again after the pause of its standing, so a replica that blinked is back
-within a second.
+One task per replica: /ready, then /v1/models, and /metrics unless its engine pushes its load (engine_link.py).
+A fault seen by a request ejects its replica at once; the task is woken and asks again after the pause of its
+standing, so a replica that blinked is back within a second.
 """
 
 from __future__ import annotations
