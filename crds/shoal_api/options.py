@@ -23,6 +23,7 @@ from shoal_api.option_types import (
     CountOrNone,
     Endpoints,
     GroupSize,
+    Key,
     Keys,
     LoraPaths,
     Name,
@@ -207,6 +208,13 @@ class RouterOptions(RoutingOptions):
     )
     api_key: Keys = Field(
         default=(), description="Key that clients must send as bearer token; repeatable; none asks none."
+    )
+    api_keys_file: Place | None = Field(
+        default=None,
+        description="YAML or JSON file of keys with tenants and limits, read again when it changes.",
+    )
+    engine_api_key: Key | None = Field(
+        default=None, description="Key that the engines ask for; a client's own never reaches them then."
     )
     health_interval_s: Seconds = Field(
         default=1.0, description="Seconds between two health checks of a replica."

@@ -18,6 +18,7 @@ from shoal_api.kube import ApiError, ApiServer
 from shoal_api.options import RouterOptions
 from shoal_router.app import Router
 from shoal_router.discovery import Discovery, StaticDiscovery
+from shoal_router.key_file import KeyFileError
 from shoal_router.kubernetes_discovery import KubernetesDiscovery
 from shoal_router.settings import RouterSettings
 from shoal_router.state_server import StateServer
@@ -73,6 +74,9 @@ async def serve(settings: RouterSettings, discovery: Discovery) -> int:
     router = Router(settings, discovery, rng=random.Random())
     try:
         await router.start()
+    except KeyFileError as error:
+        log.error("no requests are taken without keys: %s", error)
+        return ExitCode.USAGE
     except OSError as error:
         log.error("cannot listen on %s:%d: %s; choose another --port", settings.host, settings.port, error)
         return ExitCode.ADDRESS

@@ -16,6 +16,7 @@ from shoal_router.demand import Demand
 from shoal_router.discovery import Address, Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import RouterError
+from shoal_router.gate import Gate
 from shoal_router.health import Health
 from shoal_router.held import Held
 from shoal_router.listener import Listener
@@ -28,9 +29,9 @@ from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prompt import read_fields, read_prompt
 from shoal_router.proxy import Proxy
 from shoal_router.request import Request
-from shoal_router.routes import ROUTES, find_route
+from shoal_router.routes import ROUTES
 from shoal_router.settings import RouterSettings
-from shoal_router.usage import BytesPerToken
+from shoal_router.usage import AnswerTokens, BytesPerToken
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,16 @@ class Router:
         self._ratios = BytesPerToken()
         self._models = ModelTable(self.endpoints, settings.routing)
         self._health = Health(settings.health, self.endpoints, now=now, on_restart=self._forget)
+        answers = AnswerTokens()
+        self.gate = Gate(
+            settings.api_keys,
+            settings.api_keys_file,
+            settings.engine_api_key,
+            ratios=self._ratios,
+            answers=answers,
+            now=now,
+            chance=rng.random,
+        )
         placer = Placer(self._models, self.index, self._ratios, rng.randrange)
         self._held = Held(self._models, self.demand, now)
         self._proxy = Proxy(
@@ -65,12 +76,14 @@ class Router:
             self.metrics,
             self.demand,
             self._held,
+            self.gate,
+            answers,
             observe=self._health.observe,
             now=now,
         )
         self._listener = Listener(
             settings.connection,
-            vet=self._vet,
+            vet=self.gate.vet,
             answer=self._answer,
             count_error=self.metrics.count_error,
             now=now,
@@ -95,8 +108,9 @@ class Router:
         return self._closed
 
     async def start(self) -> None:
-        """Listen and look for replicas. Raises OSError when the address cannot be had."""
+        """Listen and look for replicas. Raises OSError for an address and KeyFileError for keys that cannot be had."""
         settings = self._settings
+        self.gate.start()
         self._server = await self._loop.create_server(
             self._listener.make_connection, settings.host, settings.port, backlog=BACKLOG
         )
@@ -123,6 +137,7 @@ class Router:
         self._sweeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._sweeper
+        await self.gate.stop()
         await self.discovery.stop()
         await self._health.stop()
         self.endpoints.reconcile(())
@@ -152,9 +167,6 @@ class Router:
 
     # Requests
 
-    def _vet(self, request: Request) -> None:
-        find_route(request, self._settings.api_keys)
-
     def _answer(self, request: Request, client: ClientConnection) -> None:
         if not request.request_id:
             request.request_id = b"%b-%x" % (self._id_prefix, next(self._request_ids))
@@ -165,7 +177,8 @@ class Router:
                 client.reply(200, answer.body, answer.content_type)
             else:
                 fields = read_fields(request.body)
-                prompt = read_prompt(fields, self._models.resolve(fields.model), route.work)
+                salt = request.key.cache_salt if request.key is not None else ""
+                prompt = read_prompt(fields, self._models.resolve(fields.model), route.work, salt)
                 self._proxy.begin(request, client, prompt)
         except RouterError as error:
             client.fail(error)

@@ -11,6 +11,7 @@ RouterError
 ├── EncodingNotSupported  415  compressed request bodies are refused
 ├── ExpectationFailed     417  an Expect other than 100-continue
 ├── ReplicasFull          429  every replica has all that it takes, and the time or room to wait is used up
+├── RateLimited           429  this key has used what it may ask
 ├── HeadTooLarge          431  too many or too long header lines
 ├── BadReply              502  a replica answered something that is not one HTTP reply
 ├── NoReplicaReady        503  the model is known, nobody can take the request now; come back later
@@ -34,6 +35,7 @@ class RouterError(Exception):
     type = "server_error"
     code = "internal_error"
     retry_after_s: int | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()  # further header lines of the reply
 
     def __init__(
         self,
@@ -117,6 +119,12 @@ class ReplicasFull(RouterError):
     type = "rate_limit_error"
     code = "queue_full"
     retry_after_s = 1
+
+
+class RateLimited(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class HeadTooLarge(RouterError):

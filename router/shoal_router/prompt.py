@@ -33,6 +33,7 @@ class Prompt(msgspec.Struct, frozen=True):
     work: Work
     content_bytes: int
     chain: list[int]
+    max_tokens: int = 0  # of the answer, as asked for; 0 when it was not said
 
 
 class Fields(msgspec.Struct):
@@ -45,6 +46,8 @@ class Fields(msgspec.Struct):
     prompt: msgspec.Raw = msgspec.Raw(b"")
     input: msgspec.Raw = msgspec.Raw(b"")
     cache_salt: msgspec.Raw = msgspec.Raw(b"")
+    max_tokens: msgspec.Raw = msgspec.Raw(b"")
+    max_completion_tokens: msgspec.Raw = msgspec.Raw(b"")
 
 
 _decode = msgspec.json.Decoder(Fields).decode
@@ -61,8 +64,11 @@ def read_fields(body: bytes) -> Fields:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def read_prompt(fields: Fields, model: str, work: Work) -> Prompt:
-    """The prompt of a decoded body for the model that it resolved to."""
+def read_prompt(fields: Fields, model: str, work: Work, tenant_salt: str = "") -> Prompt:
+    """The prompt of a decoded body for the model that it resolved to.
+
+    Prompts that begin alike share nothing when the salt of their tenants or their bodies' own differ.
+    """
     stream = bytes(fields.stream) == b"true"
     if work is not Work.GENERATE:
         size = len(bytes(fields.input)) if work is Work.EMBED else 0
@@ -71,5 +77,9 @@ def read_prompt(fields: Fields, model: str, work: Work) -> Prompt:
     content = bytes(fields.messages or fields.prompt)
     if fields.tools:
         content = bytes(fields.tools) + content
-    start = request_chain_start(model, salt=bytes(fields.cache_salt).decode(errors="replace"))
-    return Prompt(model, stream, work, len(content), hash_request(content[:MAX_HASHED_BYTES], start))
+    salt = bytes(fields.cache_salt).decode(errors="replace")
+    start = request_chain_start(model, salt=f"{tenant_salt}\0{salt}" if tenant_salt else salt)
+    chain = hash_request(content[:MAX_HASHED_BYTES], start)
+    asked = bytes(fields.max_completion_tokens or fields.max_tokens)
+    max_tokens = int(asked) if asked.isdigit() and len(asked) < 10 else 0
+    return Prompt(model, stream, work, len(content), chain, max_tokens)

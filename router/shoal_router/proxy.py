@@ -12,6 +12,7 @@ from shoal_router.connection import ClientConnection
 from shoal_router.demand import Demand
 from shoal_router.endpoints import Endpoint
 from shoal_router.exchange import Exchange
+from shoal_router.gate import Gate
 from shoal_router.held import Held
 from shoal_router.metrics import Metrics
 from shoal_router.placement import Placer
@@ -20,6 +21,7 @@ from shoal_router.request import Request
 from shoal_router.retry import RetryLimits
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Timeouts
+from shoal_router.usage import AnswerTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Proxy:
         metrics: Metrics,
         demand: Demand,
         held: Held,
+        gate: Gate,
+        answers: AnswerTokens,
         *,
         observe: Callable[[Endpoint, Outcome], None],
         now: Callable[[], float],
@@ -47,13 +51,16 @@ class Proxy:
         self.metrics = metrics
         self.demand = demand
         self.held = held
+        self.gate = gate
+        self.answers = answers
         self.observe = observe
         self.now = now
         self.active: set[Exchange] = set()
         self.retrying = 0
 
     def begin(self, request: Request, client: ClientConnection, prompt: Prompt) -> None:
-        """Proxy one request; the client gets a reply or an error."""
+        """Proxy one request; the client gets a reply or an error. Raises RateLimited."""
+        request.grant = self.gate.begin(request, prompt)
         exchange = Exchange(self, client, request, prompt)
         self.active.add(exchange)
         self.demand.arrived(prompt.model)

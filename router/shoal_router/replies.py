@@ -64,7 +64,7 @@ def own_reply(
 def error_headers(error: RouterError) -> tuple[Header, ...]:
     """The headers that belong to an error."""
     if error.retry_after_s is not None:
-        return ((b"retry-after", b"%d" % error.retry_after_s),)
+        return ((b"retry-after", b"%d" % error.retry_after_s), *error.headers)
     if isinstance(error, MethodNotAllowed):
         return ((b"allow", error.allow.encode()),)
     return ((b"www-authenticate", b"Bearer"),) if isinstance(error, Unauthorized) else ()

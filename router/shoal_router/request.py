@@ -6,8 +6,13 @@ Which bytes make a request is http1.py's; what to do with it is app.py's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shoal_router.errors import BadRequest, EncodingNotSupported, ExpectationFailed, RouterError
+from shoal_router.keys import Key
+
+if TYPE_CHECKING:
+    from shoal_router.rate_limits import Grant
 
 
 class Head:
@@ -20,6 +25,7 @@ class Head:
         "authorization",
         "chunked",
         "content_length",
+        "credentials",
         "expects_continue",
         "headers",
         "hosts",
@@ -42,6 +48,9 @@ class Head:
         self.headers: list[tuple[bytes, bytes]] = []
         self.lines = b""  # the bytes of `headers`
         self.authorization = b""
+        self.credentials = (
+            b""  # the line of `authorization`, which is for the router unless it asks for no keys
+        )
         self.request_id = b""  # of the client; empty when it gave none
         self.hosts = 0
         self.content_length = 0
@@ -64,13 +73,28 @@ class Head:
         named = self.named_hops
         if named:
             self.headers = [line for line in onward if line[0].lower() not in named]
+        if self.authorization and not (named and b"authorization" in named):
+            self.credentials = b"authorization: %b\r\n" % self.authorization
         self.lines = b"".join([b"%b: %b\r\n" % line for line in self.headers])
 
 
 class Request:
     """One request: what its head says, its body, and what the router makes of them."""
 
-    __slots__ = ("authorization", "body", "head", "keep_alive", "method", "path", "refusal", "request_id")
+    __slots__ = (
+        "authorization",
+        "body",
+        "grant",
+        "head",
+        "keep_alive",
+        "key",
+        "method",
+        "onward",
+        "path",
+        "refusal",
+        "request_id",
+        "tenant",
+    )
 
     def __init__(self, head: Head, body: bytes = b"") -> None:
         self.head = head
@@ -81,6 +105,10 @@ class Request:
         self.request_id = head.request_id
         self.body = body
         self.refusal: RouterError | None = None
+        self.key: Key | None = None  # that it was sent with; None when the router asks for none
+        self.tenant = ""
+        self.grant: Grant | None = None  # of its key's limits, while it lasts
+        self.onward = b""  # header lines for the engine about who asks, set with the key
 
     @property
     def target(self) -> bytes:
@@ -100,12 +128,13 @@ class Request:
         `extra` holds whole header lines, each with its line end: what the router tells the engine.
         """
         head = self.head
-        return b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n" % (
+        return b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b%b\r\n" % (
             head.method,
             head.target,
             authority,
             len(self.body),
             self.request_id,
+            self.onward,
             extra,
             head.lines,
         )
@@ -146,7 +175,6 @@ def _authorization(head: Head, name: bytes, value: bytes) -> None:
     if head.authorization:
         raise BadRequest("send one Authorization header, not several")
     head.authorization = value
-    head.headers.append((name, value))
 
 
 def _request_id(head: Head, name: bytes, value: bytes) -> None:
@@ -159,6 +187,8 @@ def _request_id(head: Head, name: bytes, value: bytes) -> None:
 def _hop(head: Head, name: bytes, value: bytes) -> None:
     """For this connection only (RFC 9110 7.6.1): never sent on."""
 
+
+FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 RULES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"host": _host,

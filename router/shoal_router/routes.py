@@ -1,12 +1,10 @@
-"""Every path there is, and who may use it: an exact allow-list. What a path does is app.py's."""
+"""Every path there is: an exact allow-list. Who may use it is gate.py's, what it does app.py's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from hmac import compare_digest
 
-from shoal_router.errors import MethodNotAllowed, PathNotFound, Unauthorized
+from shoal_router.errors import MethodNotAllowed, PathNotFound
 from shoal_router.prompt import Work
 from shoal_router.request import Request
 
@@ -39,8 +37,8 @@ ROUTES: dict[str, Route] = {
 _ONE_MODEL = Route(READ)
 
 
-def find_route(request: Request, api_keys: Sequence[bytes]) -> Route:
-    """The route of a request that may use it. Raises PathNotFound, MethodNotAllowed or Unauthorized."""
+def find_route(request: Request) -> Route:
+    """The route of a request. Raises PathNotFound or MethodNotAllowed."""
     route = ROUTES.get(request.path)
     if route is None:
         if not request.path.startswith(MODEL_PREFIX):
@@ -50,15 +48,4 @@ def find_route(request: Request, api_keys: Sequence[bytes]) -> Route:
         error = MethodNotAllowed(f"{request.path} takes {b', '.join(route.methods).decode()}")
         error.allow = b", ".join(route.methods).decode()
         raise error
-    if api_keys and not route.open:
-        _check_key(request.authorization, api_keys)
     return route
-
-
-def _check_key(authorization: bytes, api_keys: Sequence[bytes]) -> None:
-    scheme, _, key = authorization.partition(b" ")
-    key = key.strip(b" \t")
-    # Every key is compared, so that the time taken tells nothing about which one was close.
-    fits = [compare_digest(key, known) for known in api_keys]
-    if scheme.lower() != b"bearer" or not any(fits):
-        raise Unauthorized("send a valid key as 'Authorization: Bearer KEY'")

@@ -29,6 +29,8 @@ class RouterSettings:
     namespaces: tuple[str, ...] = ()  # searched for replicas when `addresses` is empty
     selector: str = ""
     api_keys: tuple[bytes, ...] = ()
+    api_keys_file: str = ""
+    engine_api_key: str | None = None
     connect_timeout_s: float = 1.0
     drain_delay_s: float = 0.0
     drain_timeout_s: float = 300.0
@@ -49,6 +51,8 @@ class RouterSettings:
             namespaces=options.namespace,
             selector=options.selector,
             api_keys=tuple(key.encode() for key in options.api_key),
+            api_keys_file=options.api_keys_file or "",
+            engine_api_key=options.engine_api_key,
             connect_timeout_s=options.connect_timeout_s,
             drain_delay_s=options.drain_delay_s,
             drain_timeout_s=options.drain_timeout_s,
@@ -62,7 +66,7 @@ class RouterSettings:
             health=HealthSettings(
                 options.health_interval_s,
                 options.health_timeout_s,
-                options.api_key[0] if options.api_key else None,
+                options.engine_api_key,
             ),
             routing=Routing.from_options(options),
         )

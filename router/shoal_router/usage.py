@@ -17,6 +17,7 @@ _LEARNING_RATE = 0.05
 _TAIL_BYTES = 4096
 
 _PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,9})\s*[,}]')
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})\s*[,}]')
 _CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})\s*[,}]')
 
 
@@ -25,6 +26,7 @@ class Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int
     cached_tokens: int | None
+    completion_tokens: int = 0
 
 
 def read_usage(pieces: Iterable[bytes]) -> Usage | None:
@@ -34,7 +36,10 @@ def read_usage(pieces: Iterable[bytes]) -> Usage | None:
     if not prompts:
         return None
     cached = _CACHED_TOKENS.findall(tail)
-    return Usage(int(prompts[-1]), int(cached[-1]) if cached else None)
+    completion = _COMPLETION_TOKENS.findall(tail)
+    return Usage(
+        int(prompts[-1]), int(cached[-1]) if cached else None, int(completion[-1]) if completion else 0
+    )
 
 
 class BytesPerToken:
@@ -52,3 +57,23 @@ class BytesPerToken:
             seen = min(max(prompt_bytes / prompt_tokens, _LOWEST), _HIGHEST)
             before = self.of(model)
             self._ratios[model] = before + _LEARNING_RATE * (seen - before)
+
+
+DEFAULT_ANSWER_TOKENS = 256.0
+
+
+class AnswerTokens:
+    """Tokens of an answer, per model, as a running mean."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, float] = {}
+
+    def expected(self, model: str, most: int) -> float:
+        """Tokens to expect of an answer that may have at most so many; 0 sets no limit."""
+        mean = self._means.get(model, DEFAULT_ANSWER_TOKENS)
+        return min(mean, most) if most else mean
+
+    def learn(self, model: str, tokens: int) -> None:
+        """One answer had so many tokens."""
+        before = self._means.setdefault(model, float(tokens))
+        self._means[model] = before + _LEARNING_RATE * (tokens - before)

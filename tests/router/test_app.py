@@ -88,7 +88,7 @@ def test_key_is_needed_where_something_is_served_and_not_for_health(run: Run) ->
             assert (await r.ask(get("/v1/models"))).status == 401
             for key in ("alpha", "beta"):
                 assert (await r.ask(post(headers=f"Authorization: Bearer {key}\r\n"))).status == 200
-            assert r.replicas[0].requests[0].headers["authorization"] == "Bearer alpha"
+            assert all("authorization" not in each.headers for each in r.replicas[0].requests)
             for path in ("/health", "/ready", "/metrics", "/version"):
                 assert (await r.ask(get(path))).status == 200
 

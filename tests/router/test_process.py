@@ -164,6 +164,7 @@ def test_settings_follow_the_options() -> None:
         {
             "endpoint": ("http://a:1", "http://b:2"),
             "api_key": ("k",),
+            "engine_api_key": "e",
             "max_body_bytes": 4096,
             "retry_budget_percent": 50,
             "strategy": "LeastLoad",
@@ -180,4 +181,4 @@ def test_settings_follow_the_options() -> None:
     assert not settings.routing.prefer_cached
     assert settings.routing.home_block == 3
     assert (settings.routing.weights.mean_load, settings.routing.weights.recompute) == (1.5, 3.0)
-    assert settings.health.api_key == "k"
+    assert (settings.health.api_key, settings.engine_api_key) == ("e", "e")

@@ -1,0 +1,105 @@
+"""Who may ask, and how much: looks at a request's head, finds its key, and keeps each key's accounts.
+
+Without keys every request passes, and what a client sends as Authorization is the engine's to judge. With keys that
+header is for the router alone: an engine sees the router's own key, if it has one for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from shoal_api.names import HEADER_CACHE_SALT
+from shoal_router.key_watch import KeyWatch
+from shoal_router.keys import Key, Keyring
+from shoal_router.prompt import Prompt, Work
+from shoal_router.rate_limits import Grant, Meters
+from shoal_router.request import Request
+from shoal_router.routes import find_route
+from shoal_router.usage import AnswerTokens, BytesPerToken
+
+
+class Gate:
+    """The keys of one router. `file` is empty when there is none; `engine_key` is what engines ask for."""
+
+    def __init__(
+        self,
+        plain: Iterable[bytes],
+        file: str,
+        engine_key: str | None,
+        *,
+        ratios: BytesPerToken,
+        answers: AnswerTokens,
+        now: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._plain = tuple(map(Key.plain, plain))
+        self._credentials = f"authorization: Bearer {engine_key}\r\n".encode() if engine_key else b""
+        self._ratios = ratios
+        self._answers = answers
+        self._onward: dict[str, bytes] = {}
+        self.meters = Meters(now, chance)
+        self.keyring = Keyring()
+        self.watch = KeyWatch(file, self._set_keys) if file else None
+        self._set_keys(())
+
+    def start(self) -> None:
+        """Read the file and watch it. Raises KeyFileError."""
+        if self.watch is not None:
+            self.watch.load()
+            self.watch.start()
+
+    async def stop(self) -> None:
+        if self.watch is not None:
+            await self.watch.stop()
+
+    def vet(self, request: Request) -> None:
+        """Refuse a request that may not be sent, before its body comes; else note whose it is.
+
+        Raises PathNotFound, MethodNotAllowed or Unauthorized.
+        """
+        route = find_route(request)
+        keyring = self.keyring
+        if keyring.asks:
+            if not route.open:
+                key = request.key = keyring.find(request.authorization)
+                request.tenant = key.tenant
+                request.onward = self._onward[key.name]
+        else:
+            request.onward = self._credentials or request.head.credentials
+
+    def begin(self, request: Request, prompt: Prompt) -> Grant | None:
+        """Take a request on its key's account; None when it has none. Raises RateLimited."""
+        key = request.key
+        if key is None or key.name not in self.meters.by_name:
+            return None
+        return self.meters.begin(key, self.expected_tokens(prompt))
+
+    def expected_tokens(self, prompt: Prompt) -> float:
+        """Tokens that a request will take, as far as can be said before: its prompt and an answer like others."""
+        if prompt.work is Work.TOKENIZE:
+            return 0.0
+        tokens = prompt.content_bytes / self._ratios.of(prompt.model)
+        if prompt.work is Work.GENERATE:
+            tokens += self._answers.expected(prompt.model, prompt.max_tokens)
+        return tokens
+
+    def lines(self) -> Iterator[tuple[str, str, dict[str, float]]]:
+        """What each key has asked for: name of a counter, its text, its value by key."""
+        meters = self.meters.by_name
+        yield "key_requests", "Requests taken, by key.", {name: m.requests for name, m in meters.items()}
+        yield (
+            "key_refusals",
+            "Requests above a key's limits.",
+            {name: m.refused for name, m in meters.items()},
+        )
+        yield "key_tokens", "Tokens of prompts and answers, by key.", {n: m.tokens for n, m in meters.items()}
+
+    def _set_keys(self, keys: tuple[Key, ...]) -> None:
+        every = (*self._plain, *keys)
+        self._onward = {key.name: _salt_line(key) + self._credentials for key in every}
+        self.meters.set_keys(keys)
+        self.keyring = Keyring(every, asks=bool(self._plain) or self.watch is not None)
+
+
+def _salt_line(key: Key) -> bytes:
+    return f"{HEADER_CACHE_SALT}: {key.cache_salt}\r\n".encode() if key.cache_salt else b""
