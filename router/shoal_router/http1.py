@@ -18,6 +18,8 @@ from shoal_router.errors import BadRequest, BodyTooLarge, HeadTooLarge, RouterEr
 from shoal_router.repeated_head import RepeatedHead, repeated_head
 from shoal_router.request import Head, Request
 
+FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
@@ -67,6 +69,7 @@ class RequestReader:
         self._send_continue = send_continue
         self._parser = httptools.HttpRequestParser(self)
         self._lines: list[tuple[bytes, bytes]] = []
+        self._head_lines = 0  # of these; the others are trailers
         self._target = b""
         self._request: Request | None = None
         self._last: Head | None = None  # of the last request in the read in progress
@@ -163,6 +166,7 @@ class RequestReader:
         if head.content_length > self._limits.body_bytes:
             raise BodyTooLarge(f"the body may have {self._limits.body_bytes} bytes; shorten the prompt")
         request = self._request = Request(head)
+        self._head_lines = len(self._lines)
         self._body_bytes = 0
         self._parts = []
         self.phase = Phase.BODY
@@ -195,6 +199,10 @@ class RequestReader:
         request = self._request
         if request is None or self.dead:
             return
+        if request.head.chunked and any(
+            name.lower() in FRAMING for name, _ in self._lines[self._head_lines :]
+        ):
+            raise BadRequest("framing in a trailer")
         self._request = None
         self.phase = Phase.IDLE
         request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)

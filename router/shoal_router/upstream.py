@@ -15,8 +15,10 @@ import msgspec
 
 from shoal_api.names import HEADER_NOT_STARTED
 from shoal_router.errors import BadReply
+from shoal_router.http1 import FRAMING
 
 MAX_REPLY_HEAD_BYTES = 64 * 1024
+LONGEST_NUMBER = 18  # digits that every client's parser takes
 _NOT_STARTED = HEADER_NOT_STARTED.encode()
 
 
@@ -79,6 +81,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._reply: ReplyHead | None = None
         self._started = False  # the sink has seen the head
         self._complete = self._reusable = self._paused = False
+        self._length = self._body_bytes = 0  # announced by Content-Length; received
+        self._tail = b""  # the last five bytes of the body at least
         self.idle_since = 0.0
 
     @property
@@ -157,19 +161,49 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(sink, BadReply(f"the replica broke HTTP: {error.__context__ or error}"))
             return
-        if self._started:
-            sink.reply_data(data)
-        else:
-            self._head += data
-            if self._reply is None:
-                if len(self._head) > MAX_REPLY_HEAD_BYTES:
-                    self._fail(sink, BadReply("the head of the replica's reply is too large"))
-                return
-            self._started = True
-            sink.reply_started(self._reply, self._head[self._head.index(b"\r\n\r\n") + 4 :])
-            self._head = b""
+        if not self._started:
+            self._begin(sink, data)
+            return
+        self._count(data)
+        if self._complete and self._has_stray():
+            self._fail(sink, BadReply("bytes after the end of the reply"))
+            return
+        sink.reply_data(data)
         if self._complete and self._sink is sink:
             self._end(sink)
+
+    def _begin(self, sink: ReplySink, data: bytes) -> None:
+        self._head += data
+        reply = self._reply
+        if reply is None:
+            if len(self._head) > MAX_REPLY_HEAD_BYTES:
+                self._fail(sink, BadReply("the head of the replica's reply is too large"))
+            return
+        head, _, body = self._head.partition(b"\r\n\r\n")
+        self._head = self._tail = b""
+        self._body_bytes = 0
+        self._count(body)
+        if not head.startswith(b"HTTP/1."):  # llhttp takes RTSP's name as well
+            self._fail(sink, BadReply("the reply does not begin with HTTP/1"))
+        elif self._complete and self._has_stray():
+            self._fail(sink, BadReply("bytes after the end of the reply"))
+        else:
+            self._started = True
+            sink.reply_started(reply, body)
+            if self._complete and self._sink is sink:
+                self._end(sink)
+
+    def _count(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        self._tail = data if len(data) > 4 else (self._tail + data)[-5:]
+
+    def _has_stray(self) -> bool:
+        """Whether line ends follow the complete reply: llhttp skips them, but a client may choke on them."""
+        reply = self._reply
+        assert reply is not None
+        if reply.chunked:  # its own end is a blank line, and nothing but line ends can follow
+            return self._tail[-4:] != b"\r\n\r\n" or self._tail[-5:-4] in b"\r\n"
+        return self._body_bytes != self._length
 
     def _end(self, sink: ReplySink) -> None:
         self._sink = None
@@ -200,11 +234,21 @@ class UpstreamConnection(asyncio.Protocol):
             raise BadReply(f"interim status {status} that nobody asked for")
         named = dict(self._headers)
         chunked = b"transfer-encoding" in named
+        if chunked:
+            codings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"]:
+                raise BadReply("a transfer coding other than 'chunked'")
         until_close = not chunked and b"content-length" not in named and status not in (204, 304)
+        length = named.get(b"content-length", b"0")
+        if len(length) > LONGEST_NUMBER:
+            raise BadReply("a Content-Length of too many digits")
+        self._length = 0 if status in (204, 304) else int(length)
         content_type = named.get(b"content-type", b"")
         self._reply = ReplyHead(status, self._headers, content_type, chunked, until_close)
         self._headers = []  # a trailer is part of the body's bytes, not of the head
 
     def on_message_complete(self) -> None:
+        if any(name in FRAMING for name, _ in self._headers):
+            raise BadReply("framing in a trailer")
         self._complete = True
         self._reusable = self._parser.should_keep_alive()
