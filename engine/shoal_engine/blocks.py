@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
+from shoal_engine.cache_tags import CacheTags
 from shoal_engine.free_list import FreeList
 
 NULL_BLOCK = 0  # stands in tables for "no block"; never handed out, never freed
-
-
-class CacheListener(Protocol):
-    """Told as contents enter and leave the prefix cache, in that order; for the router's index."""
-
-    def stored(self, block_hash: bytes) -> None: ...
-
-    def removed(self, block_hash: bytes) -> None: ...
 
 
 class BlockPool:
@@ -30,16 +22,14 @@ class BlockPool:
     hits, the other is its twin and takes over when the first is evicted; of idle twins the freshest is kept.
     """
 
-    def __init__(
-        self, num_blocks: int, enable_prefix_caching: bool = True, listener: CacheListener | None = None
-    ) -> None:
+    def __init__(self, num_blocks: int, enable_prefix_caching: bool = True) -> None:
         if num_blocks < 2:
             raise ValueError(f"a pool needs at least 2 blocks (one is the null block), got {num_blocks}")
         self.num_blocks = num_blocks
         self.enable_prefix_caching = enable_prefix_caching
         self.queries = 0  # prompt tokens looked up; counted by the scheduler, which knows what became of it
         self.hits = 0  # prompt tokens found
-        self._listener = listener
+        self.tags = CacheTags()  # of the contents that a lookup could find
         self._free = FreeList(num_blocks)
         self._references = [0] * num_blocks
         self._hash: list[bytes | None] = [None] * num_blocks
@@ -116,8 +106,6 @@ class BlockPool:
         self._hash[block] = block_hash
         if self._cached.setdefault(block_hash, block) != block:
             self._twins.setdefault(block_hash, []).append(block)
-        elif self._listener is not None:
-            self._listener.stored(block_hash)
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Take these blocks out of the prefix cache, as contents may be wrong. Skips those without a hash."""
@@ -205,8 +193,7 @@ class BlockPool:
         twins = self._twins.get(block_hash)
         if twins is None:
             del self._cached[block_hash]
-            if self._listener is not None:
-                self._listener.removed(block_hash)
+            self.tags.drop(block_hash)
             return
         if self._cached[block_hash] == block:
             self._cached[block_hash] = twins.pop()

@@ -13,6 +13,20 @@ from shoal_engine.errors import EngineError, QueueFull
 from shoal_engine.sampling_params import SamplingParams
 
 
+class PromptTags(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A router's hashes of a prompt's beginnings: `hashes[i]` stands for its first `ends[i]` tokens, rising."""
+
+    hashes: list[int]
+    ends: list[int]
+
+
+class TagChanges(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Tags whose content entered or left the prefix cache; none is in both."""
+
+    stored: list[int]
+    evicted: list[int]
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """One generation. n > 1 is fanned out by the API process into requests of n=1 with derived seeds."""
 
@@ -22,6 +36,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     priority: int = 0  # lower runs sooner, as in vLLM
     cache_salt: str = ""
     adapter: str = ""
+    tags: PromptTags | None = None
     output_token_ids: list[int] = []  # generated elsewhere: it goes on as if it had been preempted after them
 
 
@@ -100,6 +115,7 @@ class Stats(msgspec.Struct, frozen=True):
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     outputs: list[Output]
     stats: Stats
+    tags: TagChanges | None = None  # since the message before; None: nothing has changed
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -120,6 +136,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     load_seconds: dict[str, float]  # by phase
     max_requests: int = 0  # running and waiting ones that the engine takes; 0: it does not say
     max_num_seqs: int = 0  # requests that it computes in one step; 0: it does not say
+    eos_token_ids: frozenset[int] = frozenset()
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 
 from shoal_engine.errors import EngineError
-from shoal_engine.messages import Submit
+from shoal_engine.messages import PromptTags, Submit
 from shoal_engine.sampling_params import SamplingParams
 
 NO_TOKENS: frozenset[int] = frozenset()
@@ -32,6 +32,7 @@ class Request:
         "arrival",
         "block_hashes",  # of the full blocks of known tokens, chained; empty without prefix caching
         "block_ids",
+        "block_tags",  # by index of the block that carries them once it is cached; None: it has none
         "cache_salt",
         "error",  # why it ended with finish_reason "error"
         "finish_reason",
@@ -55,6 +56,7 @@ class Request:
         "status",
         "stop_ids",  # tokens that end it; set by the scheduler
         "stop_reason",  # the stop token id that ended it, None for EOS
+        "tags",  # a router's hashes of its prompt
         "token_ids",
         "trusted_blocks",  # read before anybody had vouched for them, and what was computed from them
     )
@@ -68,6 +70,7 @@ class Request:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        tags: PromptTags | None = None,
         adapter: str = "",
         adapter_digest: bytes | None = None,
         output_token_ids: Sequence[int] = (),
@@ -79,6 +82,8 @@ class Request:
         self.cache_salt = cache_salt
         self.adapter = adapter
         self.adapter_digest = adapter_digest
+        self.tags = tags
+        self.block_tags: dict[int, list[int]] | None = None
         self.token_ids = [*prompt_token_ids, *output_token_ids]
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_given_tokens = len(output_token_ids)
@@ -107,6 +112,7 @@ class Request:
             arrival,
             priority=submit.priority,
             cache_salt=submit.cache_salt,
+            tags=submit.tags,
             adapter=submit.adapter,
             adapter_digest=adapter_digest,
             output_token_ids=submit.output_token_ids,

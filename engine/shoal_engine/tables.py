@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from shoal_api.prefix import block_hash, chain_start, hash_blocks
 from shoal_engine.blocks import NULL_BLOCK, BlockPool
+from shoal_engine.cache_tags import tags_by_block
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.request import Request
 from shoal_engine.suspects import Suspects
@@ -81,10 +82,13 @@ class BlockTables:
 
     def hash_prompt(self, request: Request) -> None:
         """Once, when it arrives. Raises OverflowError for token ids outside int32."""
-        if self._shares(request):
-            request.block_hashes = hash_blocks(
-                request.token_ids, self.block_tokens, request.cache_salt, request.adapter_digest
-            )
+        if not self._shares(request):
+            return
+        request.block_hashes = hash_blocks(
+            request.token_ids, self.block_tokens, request.cache_salt, request.adapter_digest
+        )
+        if request.tags is not None:
+            request.block_tags = tags_by_block(request.tags, request.num_prompt_tokens, self.block_tokens)
 
     def find_prefix(self, request: Request) -> list[int]:
         """Table of the longest cached prefix, [] if there is none. At least one token is left to compute."""
@@ -110,6 +114,8 @@ class BlockTables:
         """Append cached blocks to the table; their tokens count as computed."""
         self.pool.touch(prefix)
         self._suspects.trust(request, prefix)
+        if request.block_tags:
+            self._tag(request, len(request.block_ids), prefix)
         request.block_ids += prefix
         request.num_dropped_blocks += prefix.count(NULL_BLOCK)
         request.num_published_blocks = len(request.block_ids)
@@ -145,6 +151,9 @@ class BlockTables:
             if block != NULL_BLOCK:
                 self.pool.publish(block, request.block_hashes[index])
                 published.append(block)
+        if request.block_tags:
+            first = request.num_published_blocks
+            self._tag(request, first, request.block_ids[first:full])
         request.num_published_blocks = full
         self._flights[request.last_step].published += published
         self._suspects.add(request, published)
@@ -187,6 +196,14 @@ class BlockTables:
         else:
             flight.fenced.append(table)
             flight.num_fenced += sum(self.pool.references(block) == 1 for block in table)
+
+    def _tag(self, request: Request, first: int, blocks: Sequence[int]) -> None:
+        """These cached blocks, from index `first` of the table on, carry the router's hashes of the request."""
+        assert request.block_tags is not None
+        for index, block in enumerate(blocks, first):
+            tags = request.block_tags.get(index)
+            if tags and block != NULL_BLOCK:
+                self.pool.tags.attach(request.block_hashes[index], tags)
 
     def _forget(self, blocks: Sequence[int]) -> None:
         self.pool.forget(blocks)

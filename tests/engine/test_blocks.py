@@ -8,17 +8,20 @@ from hypothesis import given, settings
 
 from shoal_engine.blocks import NULL_BLOCK, BlockPool
 from shoal_engine.free_list import FreeList
+from shoal_engine.messages import TagChanges
 
 
-class Events:
-    def __init__(self) -> None:
-        self.seen: list[str] = []
+def tagged(pool: BlockPool, names: str) -> None:
+    """Each of these contents carries its letter as a tag."""
+    for name in names:
+        pool.tags.attach(name.encode(), [ord(name)])
 
-    def stored(self, block_hash: bytes) -> None:
-        self.seen.append(f"+{block_hash.decode()}")
 
-    def removed(self, block_hash: bytes) -> None:
-        self.seen.append(f"-{block_hash.decode()}")
+def tag_changes(pool: BlockPool) -> str:
+    """The tags that came and went since the last call."""
+    changes = pool.tags.take_changes() or TagChanges([], [])
+    signs = (("+", changes.stored), ("-", changes.evicted))
+    return " ".join(sign + chr(tag) for sign, tags in signs for tag in sorted(tags))
 
 
 def published(pool: BlockPool, names: str) -> list[int]:
@@ -152,9 +155,10 @@ def test_a_window_needs_only_the_last_blocks_of_a_prefix(cached: str, run: int, 
 
 
 def test_a_twin_takes_over_when_the_first_block_of_a_content_is_evicted() -> None:
-    events = Events()
-    pool = BlockPool(4, listener=events)
+    pool = BlockPool(4)
     (first,), (second,) = published(pool, "a"), published(pool, "a")
+    tagged(pool, "a")
+    assert tag_changes(pool) == "+a"
     assert found(pool, "a") == [first]
     pool.free([first])
     assert first not in found(pool, "a"), "an idle copy of what is in use only takes room"
@@ -162,8 +166,9 @@ def test_a_twin_takes_over_when_the_first_block_of_a_content_is_evicted() -> Non
     pool.free([second])
     assert pool.allocate(2) == [first, 3]
     assert found(pool, "a") == [second]
+    assert tag_changes(pool) == ""  # the content was there all the time
     pool.allocate(1)
-    assert events.seen == ["+a", "-a"]  # the content was there all the time
+    assert tag_changes(pool) == "-a"
 
 
 def test_of_idle_twins_the_freshest_is_kept() -> None:
@@ -194,25 +199,28 @@ def test_a_content_computed_again_while_its_old_copy_is_idle_keeps_one_copy() ->
 
 
 def test_forgotten_blocks_are_found_no_more_and_reused_first() -> None:
-    events = Events()
-    pool = BlockPool(4, listener=events)
+    pool = BlockPool(4)
     a, b, c = published(pool, "abc")
+    tagged(pool, "abc")
     pool.free([b, c])
     pool.forget([a, b])
     assert found(pool, "a") == found(pool, "b") == []
     assert found(pool, "c") == [c]
-    assert events.seen == ["+a", "+b", "+c", "-a", "-b"]
+    assert tag_changes(pool) == "+c"  # what came and went is not mentioned
     pool.check_integrity([[a]])
     assert pool.allocate(1) == [b]
 
 
-def test_listener_hears_of_contents_in_order() -> None:
-    events = Events()
-    pool = BlockPool(3, listener=events)
+def test_tags_leave_with_their_content() -> None:
+    pool = BlockPool(3)
     pool.free(published(pool, "ab"))
+    tagged(pool, "ab")
+    assert tag_changes(pool) == "+a +b"
     pool.allocate(1)
+    assert tag_changes(pool) == "-b"
     published(pool, "c")
-    assert events.seen == ["+a", "+b", "-b", "-a", "+c"]
+    tagged(pool, "c")
+    assert tag_changes(pool) == "+c -a"
 
 
 def test_without_prefix_caching_nothing_is_published() -> None:

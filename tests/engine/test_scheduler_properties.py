@@ -61,6 +61,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.faulty: set[str] = set()  # requests in whose steps something went wrong
         self.computed: dict[str, int] = {}  # position up to which each request has been planned
         self.num_added = 0
+        self.prepare()
+
+    def prepare(self) -> None:
+        """For machines that follow something else as well."""
 
     @precondition(lambda self: len(self.live) < 12)
     @rule(
