@@ -70,6 +70,7 @@ def settings_of(options: ServeOptions, environ: Mapping[str, str]) -> Settings:
         engine_command=engine_command(model),
         load_text=functools.partial(load_model_text, model),
         api_keys=[*options.api_key, key] if key else options.api_key,
+        seed=options.seed,
         drain_timeout_s=options.drain_timeout_s,
     )
 

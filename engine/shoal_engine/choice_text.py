@@ -65,6 +65,11 @@ class ChoiceText:
         self.finished = delta.finish_reason is not None
         return delta
 
+    def close(self, num_tokens: int) -> None:
+        """It has ended elsewhere, with so many tokens."""
+        self.num_tokens = num_tokens
+        self.finished = True
+
     def _read(self, output: Output, delta: Delta) -> str | None:
         """Put text and tokens into `delta`, up to a stop string; returns that."""
         spoken = output.token_ids

@@ -166,6 +166,7 @@ def _ready(
         load_seconds=phases,
         max_requests=limits.max_num_seqs + (limits.max_num_queued_reqs or 0),
         max_num_seqs=limits.max_num_seqs,
+        eos_token_ids=frozenset(config.eos_token_ids),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +12,15 @@ from shoal_engine.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from shoal_engine.messages import Ready, Submit
 from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.server.answer import Job
+from shoal_engine.server.continuation import check_state, continuable, continued, seeded
+from shoal_engine.server.events import Events
 from shoal_engine.server.prompts import Prompts
 from shoal_engine.server.protocol import ChatBody, Generate, TokenizeBody
+from shoal_engine.server.resume import resumable
 from shoal_engine.server.sampling import check_supported, check_token_ids, check_vocabulary, sampling_params
 from shoal_engine.server.service import Service
-from shoal_engine.server.shape import Letterhead, Shape
+from shoal_engine.server.shape import Letterhead, Meter, Shape
+from shoal_engine.server.terms import Terms
 
 _SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -32,9 +35,11 @@ class Prompt:
     text: str = ""
 
 
-def check_body(service: Service, body: Generate) -> tuple[Prompts, Ready, SamplingParams]:
+def check_body(service: Service, body: Generate, terms: Terms) -> tuple[Prompts, Ready, SamplingParams]:
     """Refuse what can be refused before the prompt is looked at. Raises EngineError."""
     prompts, ready = service.open()
+    if terms.resume is not None:
+        check_state(terms.resume.state, service.fingerprint)
     service.client.check_room(1)  # before the prompt costs anything
     check_model(body.model, service.model)
     check_supported(body)
@@ -60,12 +65,21 @@ def bad_request_id(param: str) -> InvalidRequest:
 
 
 def job_of(
-    service: Service, body: Generate, params: SamplingParams, prompts: Sequence[Prompt], shape: Shape
+    service: Service,
+    body: Generate,
+    params: SamplingParams,
+    prompts: Sequence[Prompt],
+    shape: Shape,
+    head: Letterhead,
+    terms: Terms,
 ) -> Job:
     """The last step of admission. Raises EngineError; the engine may still refuse it for want of room."""
     found, ready = service.open()  # again: the world may have changed while the prompt was tokenised
     if len(prompts) * params.n > service.limits.generations:
         raise InvalidRequest(f"prompts times n must not exceed {service.limits.generations}.", param="n")
+    continues = terms.resumable and resumable(body, params, len(prompts))
+    if continues:
+        params = seeded(params, terms, service.seeds)
     submits = submits_of(body, prompts, params, ready)
     if params.prompt_logprobs is not None:
         entries = (1 + params.prompt_logprobs) * sum(len(each.prompt_token_ids) for each in submits)
@@ -80,8 +94,17 @@ def job_of(
     texts = [
         ChoiceText(found.tokenizer, each.prompt_token_ids, each.params, silent=silent) for each in submits
     ]
-    service.metrics.on_admitted(params.n)
-    return Job(submits, texts, shape, params.n, bool(body.stream), body.stream_options)
+    meter = Meter(sum(len(prompt.token_ids) for prompt in prompts), params.n)
+    events = Events(shape, meter, body.stream_options) if body.stream else None
+    job = Job(submits, texts, shape, meter, events)
+    if terms.resume is None:
+        service.metrics.on_admitted(params.n)
+        return continuable(job, head, body.stream_options) if continues else job
+    if not continues:
+        raise InvalidRequest("A stream of this request cannot be continued.", param="request")
+    job = continued(job, terms.resume, body.stream_options, ready)
+    service.metrics.on_resumed()
+    return job
 
 
 def submits_of(
@@ -149,9 +172,11 @@ def fit(prompt_tokens: int, params: SamplingParams, max_model_len: int) -> Sampl
     return params
 
 
-def letterhead(service: Service, prefix: str, body: Generate, request_id: str | None) -> Letterhead:
-    chosen = body.request_id or request_id or secrets.token_hex(12)
-    return Letterhead(prefix + chosen, int(time.time()), service.model, service.fingerprint)
+def letterhead(service: Service, prefix: str, body: Generate, terms: Terms) -> Letterhead:
+    chosen, created = prefix + (body.request_id or terms.request_id), int(time.time())
+    if terms.resume is not None:
+        chosen, created = terms.resume.state.id, terms.resume.state.created
+    return Letterhead(chosen, created, service.model, service.fingerprint)
 
 
 def template_switches(body: ChatBody | TokenizeBody) -> dict[str, bool | None]:

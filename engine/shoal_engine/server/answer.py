@@ -13,19 +13,18 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from shoal_engine.choice_text import ChoiceText
+from shoal_engine.choice_text import ChoiceText, Delta
 from shoal_engine.errors import EngineError, QueueFull
 from shoal_engine.messages import Output, Submit
 from shoal_engine.server.connection import connection_of
+from shoal_engine.server.events import Events
 from shoal_engine.server.fault_replies import internal_error, reply_of, response_of
 from shoal_engine.server.generation import ClientGone, Generation
-from shoal_engine.server.protocol import StreamOptions
-from shoal_engine.server.replies import DONE, PING, encode, event
+from shoal_engine.server.replies import PING, encode, event
 from shoal_engine.server.service import Service
 from shoal_engine.server.shape import Choice, Meter, Shape
 
@@ -39,9 +38,12 @@ class Job:
     submits: Sequence[Submit]
     texts: Sequence[ChoiceText]
     shape: Shape
-    choices_per_prompt: int
-    stream: bool
-    stream_options: StreamOptions | None
+    meter: Meter
+    events: Events | None  # of a stream; None: the answer is told in one piece
+
+    @property
+    def finished(self) -> bool:
+        return all(text.finished for text in self.texts)
 
 
 class Answer(Response):
@@ -90,59 +92,45 @@ class Answer(Response):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         job = await self._admit()
         self._generation.check_client()
-        self._client.submit(self._generation, job.submits)
-        prompt_tokens = sum(len(each.prompt_token_ids) for each in job.submits[:: job.choices_per_prompt])
-        meter = Meter(prompt_tokens, job.choices_per_prompt)
-        if job.stream:
-            await self._stream(job, meter, send)
+        if not job.finished:  # as is one whose missing events are not of its tokens
+            self._client.submit(self._generation, job.submits)
+        if job.events is not None:
+            await self._stream(job, job.events, send)
         else:
-            reply = await self._whole(job, meter)
+            reply = await self._whole(job)
             await Response(reply, media_type="application/json")(scope, receive, send)
 
-    async def _whole(self, job: Job, meter: Meter) -> bytes:
+    async def _whole(self, job: Job) -> bytes:
         choices = [Choice() for _ in job.submits]
-        while not all(text.finished for text in job.texts):
+        while not job.finished:
             for index, output in (await self._generation.take()).items():
-                choices[index].add(self._advance(job, meter, index, output))
+                choices[index].add(self._advance(job, index, output))
 
         def render() -> bytes:
-            return encode(job.shape.whole(choices, meter.usage()))
+            return encode(job.shape.whole(choices, job.meter.usage()))
 
         # A hundred thousand log probabilities take a tenth of a second: others must not wait for that.
         large = self._generation.held > self._service.limits.inline_entries
         return await asyncio.to_thread(render) if large else render()
 
-    async def _stream(self, job: Job, meter: Meter, send: Send) -> None:
-        options = job.stream_options or StreamOptions()
-        while not all(text.finished for text in job.texts):
+    async def _stream(self, job: Job, events: Events, send: Send) -> None:
+        while not job.finished:
             news = await self._generation.take()
             self._generation.release()
             if not self._committed:
                 self._generation.check_error()
-            opening = [] if self._committed else job.shape.opening()
-            chunks = [
-                chunk for index, output in news.items() if (chunk := self._chunk(job, meter, index, output))
+            deltas = [
+                (index, self._advance(job, index, output))
+                for index, output in news.items()
+                if not job.texts[index].finished
             ]
-            if options.include_usage:
-                usage = meter.usage() if options.continuous_usage_stats else None
-                for chunk in (*opening, *chunks):
-                    chunk.usage = usage
-            events = b"".join(map(event, (*opening, *chunks)))
-            if events or not news:
-                await self._write(events or PING, send)
-        last = b""
-        if options.include_usage:
-            closing = job.shape.closing()
-            closing.usage = meter.usage()
-            last = event(closing)
-        await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
+            data = (b"" if self._committed else events.opening()) + events.news(deltas)
+            if data or not news:
+                await self._write(events, data or PING, send)
+        await self._write(events, events.end(), send, more=False)
 
-    def _chunk(self, job: Job, meter: Meter, index: int, output: Output) -> Any | None:
-        text = job.texts[index]
-        return None if text.finished else job.shape.chunk(index, self._advance(job, meter, index, output))
-
-    def _advance(self, job: Job, meter: Meter, index: int, output: Output) -> Any:
-        text = job.texts[index]
+    def _advance(self, job: Job, index: int, output: Output) -> Delta:
+        text, meter = job.texts[index], job.meter
         before = text.num_tokens
         delta = text.advance(output)
         meter.on_output(index, output)
@@ -151,12 +139,12 @@ class Answer(Response):
             self._client.abort(self._generation, [index])
         return delta
 
-    async def _write(self, events: bytes, send: Send) -> None:
+    async def _write(self, events: Events, data: bytes, send: Send, *, more: bool = True) -> None:
         if not self._committed:
             self._committed = True
-            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            await send({"type": "http.response.start", "status": 200, "headers": events.headers()})
         self._written_s = time.monotonic()
-        await send({"type": "http.response.body", "body": events, "more_body": True})
+        await send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _fail(
         self, error: EngineError, scope: Scope, receive: Receive, send: Send, gone: asyncio.Task[None]
@@ -177,10 +165,3 @@ class Answer(Response):
             connection.close()
             with contextlib.suppress(asyncio.CancelledError):
                 await gone
-
-
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would collect a stream before it passes anything on
-]

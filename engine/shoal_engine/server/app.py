@@ -25,6 +25,7 @@ from shoal_engine.server.fault_replies import internal_error, of_status, respons
 from shoal_engine.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from shoal_engine.server.sampling import check_vocabulary
 from shoal_engine.server.service import Service
+from shoal_engine.server.terms import read_generation
 
 ABOUT = """OpenAI's API for one model, with vLLM's extensions. Fields that nobody here knows are ignored; fields
 that are known and not supported yet are refused by name, because without them the answer would be another."""
@@ -49,9 +50,8 @@ def _add_generation(api: FastAPI, service: Service) -> None:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         arrived_s = time.monotonic()
-        body = await read_body(request, ChatBody, service.limits)
-        request_id = request.state.request_id
-        return Answer(service, arrived_s, lambda: admit_chat(service, body, request_id))
+        body, terms = await read_generation(request, ChatBody, service.limits)
+        return Answer(service, arrived_s, lambda: admit_chat(service, body, terms))
 
     @api.post(
         "/v1/completions",
@@ -60,9 +60,8 @@ def _add_generation(api: FastAPI, service: Service) -> None:
     async def completions(request: Request) -> Response:
         """Continue a text."""
         arrived_s = time.monotonic()
-        body = await read_body(request, CompletionBody, service.limits)
-        request_id = request.state.request_id
-        return Answer(service, arrived_s, lambda: admit_completion(service, body, request_id))
+        body, terms = await read_generation(request, CompletionBody, service.limits)
+        return Answer(service, arrived_s, lambda: admit_completion(service, body, terms))
 
 
 def _add_models(api: FastAPI, service: Service) -> None:

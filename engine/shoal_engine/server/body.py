@@ -29,22 +29,28 @@ class UnsupportedMedia(InvalidRequest):
 
 
 async def read_body(request: Request, body_type: type[Body], limits: Limits) -> Body:
+    """Raises as the two that it calls."""
+    return parse_body(await read_bytes(request, limits.body_bytes), body_type, limits)
+
+
+async def read_bytes(request: Request, most: int) -> bytes:
     """Raises InvalidRequest and its kinds; starlette's ClientDisconnect if the client leaves while sending."""
-    _check_headers(request, limits)
+    _check_headers(request, most)
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > limits.body_bytes:
-            raise _too_large(limits)
-    return parse_body(bytes(data), body_type, limits)
+        if len(data) > most:
+            raise _too_large(most)
+    return bytes(data)
 
 
-def parse_body(data: bytes, body_type: type[Body], limits: Limits) -> Body:
+def parse_body(data: bytes, body_type: type[Body], limits: Limits, within: str = "") -> Body:
+    """within: the field of an outer object that `data` is the value of. Raises InvalidRequest."""
     check_nesting(data, limits)
     try:
         return body_type.model_validate_json(data)
     except ValidationError as error:
-        raise _first_fault(error) from None
+        raise _first_fault(error, within) from None
 
 
 def check_nesting(data: bytes, limits: Limits) -> None:
@@ -75,7 +81,7 @@ def check_nesting(data: bytes, limits: Limits) -> None:
             )
 
 
-def _check_headers(request: Request, limits: Limits) -> None:
+def _check_headers(request: Request, most: int) -> None:
     media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media != "application/json":
         raise UnsupportedMedia(
@@ -86,21 +92,21 @@ def _check_headers(request: Request, limits: Limits) -> None:
             "Send the body uncompressed, without content-encoding.", param="content-encoding"
         )
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limits.body_bytes:
-        raise _too_large(limits)
+    if length.isdigit() and int(length) > most:
+        raise _too_large(most)
 
 
-def _too_large(limits: Limits) -> BodyTooLarge:
-    return BodyTooLarge(f"The body exceeds {limits.body_bytes} bytes.")
+def _too_large(most: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body exceeds {most} bytes.")
 
 
-def _first_fault(error: ValidationError) -> InvalidRequest:
+def _first_fault(error: ValidationError, within: str) -> InvalidRequest:
     """One fault is enough for the client; the text names the field and never repeats the value."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if fault["type"] == "json_invalid":
         reason = fault["msg"].removeprefix("Invalid JSON: ")
         return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")
-    param = _field(fault["loc"])
+    param = _field((within, *fault["loc"]) if within else fault["loc"])
     return InvalidRequest(f"{param or 'The body'}: {fault['msg']}.", param=param)
 
 

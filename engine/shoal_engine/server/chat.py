@@ -15,13 +15,15 @@ from shoal_engine.server.answer import Job
 from shoal_engine.server.chat_shape import ChatShape
 from shoal_engine.server.protocol import ChatBody
 from shoal_engine.server.service import Service
+from shoal_engine.server.terms import Terms
 
 
-async def admit_chat(service: Service, body: ChatBody, request_id: str | None) -> Job:
+async def admit_chat(service: Service, body: ChatBody, terms: Terms) -> Job:
     """Raises EngineError."""
-    prompts, ready, params = check_body(service, body)
+    prompts, ready, params = check_body(service, body, terms)
     switches = template_switches(body)
     ids = await prompts.of_chat(body.messages, switches, max_tokens=longest_prompt(body, ready))
     ids = truncated(ids, body, params, ready)
-    head = letterhead(service, "chatcmpl-", body, request_id)
-    return job_of(service, body, params, [Prompt(ids)], ChatShape(head, body, params, ids, prompts.tokenizer))
+    head = letterhead(service, "chatcmpl-", body, terms)
+    shape = ChatShape(head, body, params, ids, prompts.tokenizer)
+    return job_of(service, body, params, [Prompt(ids)], shape, head, terms)

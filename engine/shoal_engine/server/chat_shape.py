@@ -66,6 +66,9 @@ class ChatShape:
             ]
         )
 
+    def skip(self, choice: int, token_ids: Sequence[int]) -> None:
+        """A chunk depends on none before it."""
+
     def closing(self) -> ChatChunk:
         return self._chunk([])
 

@@ -46,6 +46,11 @@ class CompletionShape:
         visible = reply.text or delta.finish_reason or (reply.logprobs and reply.logprobs.tokens)
         return self._reply([reply]) if visible else None
 
+    def skip(self, choice: int, token_ids: Sequence[int]) -> None:
+        """The offsets of what follows count from behind them."""
+        told = token_ids if self._params.logprobs is not None else ()
+        self._offsets[choice] = sum(len(self._tokenizer.token_text(token_id)) for token_id in told)
+
     def closing(self) -> CompletionReply:
         return self._reply([])
 

@@ -12,16 +12,18 @@ from shoal_engine.server.limits import Limits
 from shoal_engine.server.prompts import Prompts
 from shoal_engine.server.protocol import CompletionBody
 from shoal_engine.server.service import Service
+from shoal_engine.server.terms import Terms
 
 
-async def admit_completion(service: Service, body: CompletionBody, request_id: str | None) -> Job:
+async def admit_completion(service: Service, body: CompletionBody, terms: Terms) -> Job:
     """Raises EngineError."""
-    prompts, ready, params = check_body(service, body)
+    prompts, ready, params = check_body(service, body, terms)
     found = [
         await _tokenised(each, body, params, prompts, ready) for each in prompts_of(body, service.limits)
     ]
-    head = letterhead(service, "cmpl-", body, request_id)
-    return job_of(service, body, params, found, CompletionShape(head, body, params, found, prompts.tokenizer))
+    head = letterhead(service, "cmpl-", body, terms)
+    shape = CompletionShape(head, body, params, found, prompts.tokenizer)
+    return job_of(service, body, params, found, shape, head, terms)
 
 
 def prompts_of(body: CompletionBody, limits: Limits) -> list[str | list[int]]:

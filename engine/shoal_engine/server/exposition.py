@@ -113,6 +113,7 @@ class Exposition(Collector):
             ("vllm:admission_rejections", "Requests refused, by error code.", ("reason",), refused),
             ("shoal:http_responses", "HTTP responses.", ("route", "status"), replies),
             ("shoal:disconnect_aborts", "Requests whose client left.", (), [((), counts.disconnects)]),
+            ("shoal:requests_resumed", "Streams begun by other engines.", (), [((), counts.resumed)]),
         )
         for name, text, labels, samples in tables:
             yield self._family(CounterMetricFamily, name, text, labels, samples)

@@ -14,6 +14,7 @@ class Limits:
     # Before a request is understood
     header_bytes: int = 16 << 10
     body_bytes: int = 8 << 20
+    resume_bytes: int = 16 << 20  # token ids beside the body of a stream that is continued, some 7 bytes each
     json_depth: int = 32
     json_containers: int = (
         100_000  # objects and arrays in one body; each costs far more memory than its two bytes

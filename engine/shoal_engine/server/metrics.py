@@ -89,6 +89,7 @@ class Metrics:
         self.rejections: Counter[str] = Counter()  # by error code
         self.responses: Counter[tuple[str, int]] = Counter()  # by route and status
         self.disconnects = 0
+        self.resumed = 0
         self.stalled_s = 0.0
         self._gaps = self.histograms["vllm:inter_token_latency_seconds"]
         self._first = self.histograms["vllm:time_to_first_token_seconds"]
@@ -117,7 +118,7 @@ class Metrics:
             "vllm:e2e_request_latency_seconds": now_s - request.generation.arrived_s,
             "vllm:request_decode_time_seconds": decode_s,
             "vllm:request_prompt_tokens": request.prompt_tokens,
-            "vllm:request_generation_tokens": request.tokens,
+            "vllm:request_generation_tokens": request.given_tokens + request.tokens,
             "vllm:request_params_max_tokens": request.max_tokens,
         }
         if request.tokens > 1:
@@ -131,6 +132,10 @@ class Metrics:
 
     def on_admitted(self, n: int) -> None:
         self.histograms["vllm:request_params_n"].observe(n)
+
+    def on_resumed(self) -> None:
+        """Another engine has counted it as admitted."""
+        self.resumed += 1
 
     def on_rejected(self, code: str) -> None:
         self.rejections[code] += 1

@@ -32,6 +32,7 @@ class Open(msgspec.Struct):
     first_token_s: float = 0.0  # 0: none yet
     last_token_s: float = 0.0
     tokens: int = 0
+    given_tokens: int = 0  # generated elsewhere: the next one is not its first
 
 
 class Listener(Protocol):
@@ -70,7 +71,10 @@ class OpenRequests:
         now_s = time.monotonic()
         for choice, submit in enumerate(generation.submits):
             prompt_tokens, max_tokens = len(submit.prompt_token_ids), submit.params.max_tokens or 0
-            self._open[submit.id] = Open(generation, choice, prompt_tokens, max_tokens, now_s)
+            one = Open(generation, choice, prompt_tokens, max_tokens, now_s)
+            if submit.output_token_ids:
+                one.given_tokens, one.last_token_s = len(submit.output_token_ids), generation.arrived_s
+            self._open[submit.id] = one
 
     def deliver(self, outputs: Outputs, now_s: float) -> None:
         """Pass on what a step did. What goes wrong with one request is that request's own error."""

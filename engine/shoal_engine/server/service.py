@@ -5,6 +5,7 @@ way.
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Service:
     version: str
     prompts: Prompts | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
+    seeds: random.Random = field(default_factory=random.Random)  # for streams that others may continue
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     answers: set[OpenAnswer] = field(default_factory=set)

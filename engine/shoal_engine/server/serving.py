@@ -46,6 +46,7 @@ class Settings:
     engine_command: Sequence[str]
     load_text: Callable[[], ModelText]
     api_keys: Sequence[str] = ()
+    seed: int | None = None  # of the seeds that are drawn for requests that bring none
     drain_timeout_s: float = 300.0
     limits: Limits = field(default_factory=Limits)
 
@@ -59,6 +60,8 @@ class ApiServer:
         self.metrics = Metrics()
         self.client = EngineClient(settings.engine_command, limits, self.metrics)
         self.service = Service(name, settings.model_root, self.client, self.metrics, limits, settings.version)
+        if settings.seed is not None:
+            self.service.seeds.seed(f"api {settings.seed}")  # other numbers than the engine's own
         app = build_app(self.service, Keys(settings.api_keys))
         self.http = HttpServer.of(app, limits, FLUSH_S)
         self._listener = listener

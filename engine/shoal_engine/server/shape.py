@@ -52,6 +52,9 @@ class Shape(Protocol):
     def chunk(self, choice: int, delta: Delta) -> Any | None:
         """A stream's next chunk, its usage unset; None if `delta` has nothing to show."""
 
+    def skip(self, choice: int, token_ids: Sequence[int]) -> None:
+        """The client has these chunks already: those of the first tokens of `choice`."""
+
     def closing(self) -> Any:
         """A stream's last chunk, without choices; it carries the usage of the whole."""
 
@@ -68,16 +71,23 @@ class Meter:
     prompt_tokens: int
     choices_per_prompt: int
     completion_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None  # None: not known yet
+    _keeps_cached: bool = False
 
     def on_output(self, choice: int, output: Output) -> None:
-        if output.num_cached_tokens and choice % self.choices_per_prompt == 0:
-            self.cached_tokens += output.num_cached_tokens
+        if self._keeps_cached or output.num_cached_tokens is None or choice % self.choices_per_prompt:
+            return
+        self.cached_tokens = (self.cached_tokens or 0) + output.num_cached_tokens
+
+    def keep_cached(self, cached_tokens: int | None) -> None:
+        """If known: what another engine has counted, whatever this one finds in its cache."""
+        self.cached_tokens = cached_tokens
+        self._keeps_cached = cached_tokens is not None
 
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             total_tokens=self.prompt_tokens + self.completion_tokens,
-            prompt_tokens_details=CachedTokens(self.cached_tokens),
+            prompt_tokens_details=CachedTokens(self.cached_tokens or 0),
         )
