@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
