@@ -14,7 +14,8 @@ from torch import Tensor
 
 from shoal_engine.selection import Candidates, every_token, largest, sorted_values
 
-_FOLD = 128  # tokens per column in `draw`
+_FOLD = 128  # tokens per column in `draw`, at most
+_ALIGNED_COLUMNS = 16  # so that a GPU reads rows of columns in whole words
 _MANY_BLOCKS = 256  # of `largest`, when top_p decides; nuclei of text are rarely wider
 _FEW_BLOCKS = 64  # when every row has top_k <= _SMALL_TOP_K
 _SMALL_TOP_K = 50
@@ -52,27 +53,27 @@ def greedy(x: Tensor) -> tuple[Tensor, Tensor]:
     return _checked(token_ids, largest_value)
 
 
+def columns_of(vocab: int) -> int:
+    """Into how many columns `draw` folds a vocabulary."""
+    return -(-vocab // (_FOLD * _ALIGNED_COLUMNS)) * _ALIGNED_COLUMNS
+
+
 def draw(x: Tensor, temperature: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """From softmax(x / temperature). x [n, V] float32, temperature [n, 1] (None = all 1), uniform [n, 1] float64.
 
-    In two levels, so that no running sum over the vocabulary is needed: fold the row to [_FOLD, V // _FOLD], choose a
-    column by its mass, then a token inside it. The last V % _FOLD tokens are one more column.
+    In two levels, so that no running sum over the vocabulary is needed: choose a column by its mass, then a token inside
+    it. Column c holds the tokens c, c + columns, c + 2 columns, ... of `columns_of`.
     """
     weights = _softmax(x, temperature)
-    columns = weights.shape[1] // _FOLD
-    split = columns * _FOLD
-    mass = torch.cat(
-        (
-            weights[:, :split].reshape(x.shape[0], _FOLD, columns).sum(1),
-            weights[:, split:].sum(1, keepdim=True),
-        ),
-        dim=1,
-    ).cumsum(1, dtype=torch.float64)
+    vocab, columns = weights.shape[1], columns_of(weights.shape[1])
+    whole, rest = divmod(vocab, columns)
+    mass = weights[:, : vocab - rest].reshape(x.shape[0], whole, columns).sum(1)
+    mass[:, :rest] += weights[:, vocab - rest :]
+    mass = mass.cumsum(1, dtype=torch.float64)
     column = _invert(mass, uniform)
     below = torch.where(column > 0, mass.gather(1, (column - 1).clamp_(min=0)), 0.0)
-    step = torch.arange(_FOLD, device=x.device)
-    ids = torch.where(column < columns, column + step * columns, split + step)
-    inside = weights.gather(1, ids.clamp(max=weights.shape[1] - 1)).masked_fill_(ids >= weights.shape[1], 0.0)
+    ids = column + torch.arange(0, vocab, columns, device=x.device)
+    inside = weights.gather(1, ids.clamp(max=vocab - 1)).masked_fill_(ids >= vocab, 0.0)
     fraction = (uniform * mass[:, -1:] - below) / (mass.gather(1, column) - below)
     chosen = _invert(inside.cumsum(1, dtype=torch.float64), fraction)
     return _checked(ids.gather(1, chosen)[:, 0], mass[:, -1])

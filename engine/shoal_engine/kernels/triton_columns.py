@@ -1,7 +1,8 @@
 """One pass over the logits: every row folded to columns of FOLD tokens, with the maximum and the mass of each column.
 
 All that sampling needs of the vocabulary but for the few tokens it looks at again. Columns are those of `draws.draw`:
-column c holds tokens c, c + columns, c + 2 columns, ...; the last V % FOLD tokens are one more column.
+column c holds tokens c, c + columns, c + 2 columns, ... Their number is a multiple of 16, so that threads read 16 bytes
+at once: with an odd number, 2 bytes at once, 256 rows of 151,936 logits took 68 us.
 """
 
 from __future__ import annotations
@@ -15,37 +16,27 @@ MANY_ROWS = 16
 
 
 @jit
-def token_id(column, step, columns, fold: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The id of the step-th token of a column."""
-    return tl.where(column < columns, column + step * columns, columns * fold + step)
-
-
-@jit
 def fold_columns(  # type: ignore[no-untyped-def]
-    logits, temperature, maxima, masses, vocab, columns, width, stride,
+    logits, temperature, maxima, masses, vocab, columns, stride,
     fold: tl.constexpr, block: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
-    """Program (r, i): columns i*block.. of row r of logits [R, V] -> maxima, masses [R, width] float32.
+    """Program (r, i): columns i*block.. of row r of logits [R, V] -> maxima, masses [R, columns] float32.
 
     A mass is relative to its column's maximum, at the row's temperature; of a greedy row (temperature 0) `masses` holds
     which token of the column is the first maximum. A NaN counts as +Inf, which marks the row as not ok. Reads `chunk`
     tokens of a column at a time: all for few rows, which wait for one round trip; a few for many rows, which stream.
     """
     row = tl.program_id(0)
-    first_column = tl.program_id(1) * block
-    column = first_column + tl.arange(0, block)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    kept = column < columns
     logits_row = logits + row.to(tl.int64) * stride
     heat = tl.load(temperature + row)
     top = tl.full((block,), float("-inf"), tl.float32)
     mass = tl.zeros((block,), tl.float32)
     for begin in range(0, fold, chunk):
         step = begin + tl.arange(0, chunk)
-        if first_column + block <= columns:
-            x = tl.load(logits_row + column[None, :] + step[:, None] * columns).to(tl.float32)
-        else:
-            ids = token_id(column[None, :], step[:, None], columns, fold)
-            there = (column < width)[None, :] & (ids < vocab)
-            x = tl.load(logits_row + ids, mask=there, other=float("-inf")).to(tl.float32)
+        ids = column[None, :] + step[:, None] * columns
+        x = tl.load(logits_row + ids, mask=kept[None, :] & (ids < vocab), other=float("-inf")).to(tl.float32)
         x = tl.where(x == x, x, float("inf"))
         high = tl.max(x, 0)
         if heat > 0.0:
@@ -57,8 +48,8 @@ def fold_columns(  # type: ignore[no-untyped-def]
             first = tl.min(tl.where(x == high[None, :], step[:, None], fold), 0).to(tl.float32)
             mass = tl.where(high > top, first, mass)
         top = tl.maximum(top, high)
-    tl.store(maxima + row * width + column, top, mask=column < width)
-    tl.store(masses + row * width + column, mass, mask=column < width)
+    tl.store(maxima + row * columns + column, top, mask=kept)
+    tl.store(masses + row * columns + column, mass, mask=kept)
 
 
 def columns_tile(rows: int) -> tuple[int, int, int]:

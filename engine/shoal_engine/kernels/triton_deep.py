@@ -77,15 +77,15 @@ def _draw(row, low, top, heat, least, u, vocab, block: tl.constexpr):  # type: i
 @jit
 def choose_deep(  # type: ignore[no-untyped-def]
     logits, temperature, top_k, top_p, min_p, keys, positions, maxima, deep, token_ids,
-    vocab, width, stride, width_block: tl.constexpr, block: tl.constexpr,
+    vocab, columns, stride, columns_block: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Program r: token_ids[r] where deep[r] says that it is still open."""
     index = tl.program_id(0)
     if tl.load(deep + index) != 0:
         heat, least = tl.load(temperature + index), tl.load(min_p + index)
         k, p = tl.load(top_k + index), tl.load(top_p + index)
-        column = tl.arange(0, width_block)
-        tops = tl.load(maxima + index * width + column, mask=column < width, other=float("-inf"))
+        column = tl.arange(0, columns_block)
+        tops = tl.load(maxima + index * columns + column, mask=column < columns, other=float("-inf"))
         top = tl.max(tops, 0)
         row = logits + index.to(tl.int64) * stride
         low = top * 0.0 - float("inf")

@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from shoal_engine.draws import columns_of
 from shoal_engine.kernels.triton_choice import choose
 from shoal_engine.kernels.triton_columns import FOLD, MANY_ROWS, columns_tile, fold_columns
 from shoal_engine.kernels.triton_deep import choose_deep
@@ -57,10 +58,9 @@ class SamplingSpace:
     ) -> None:
         self.invariant = invariant
         self.vocab_size = vocab_size
-        self.columns = vocab_size // FOLD
-        self.width = self.columns + (vocab_size % FOLD > 0)
-        self.maxima = torch.empty((max_rows, self.width), dtype=torch.float32, device=device)
-        self.masses = torch.empty((max_rows, self.width), dtype=torch.float32, device=device)
+        self.columns = columns_of(vocab_size)
+        self.maxima = torch.empty((max_rows, self.columns), dtype=torch.float32, device=device)
+        self.masses = torch.empty((max_rows, self.columns), dtype=torch.float32, device=device)
         self.token_ids = torch.empty((max_rows,), dtype=torch.int64, device=device)
         self.ok = torch.empty((max_rows,), dtype=torch.int8, device=device)
         self.deep = torch.empty((max_rows,), dtype=torch.int32, device=device)
@@ -83,29 +83,29 @@ def sample(
         raise ValueError(
             f"expected logits of at most {len(space.token_ids)} rows and {space.vocab_size} tokens"
         )
-    columns, width, stride = space.columns, space.width, logits.stride(0)
+    columns, stride = space.columns, logits.stride(0)
     asked = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.keys, rows.positions
     block, chunk, warps = columns_tile(MANY_ROWS if space.invariant else count)
     if space.invariant:  # where others are edited, all are float32
         logits = logits.float()
         stride = logits.stride(0)
-    fold_columns[(count, triton.cdiv(width, block))](
-        logits, rows.temperature, space.maxima, space.masses, vocab, columns, width, stride, FOLD, block, chunk,
+    fold_columns[(count, triton.cdiv(columns, block))](
+        logits, rows.temperature, space.maxima, space.masses, vocab, columns, stride, FOLD, block, chunk,
         num_warps=warps,
     )  # fmt: skip
-    width_block = triton.next_power_of_2(width)
+    columns_block = triton.next_power_of_2(columns)
     choose[(count,)](
         logits, *asked, space.maxima, space.masses, space.token_ids, space.ok,
-        vocab, columns, width, stride, FOLD, width_block, num_warps=4,
+        vocab, columns, stride, FOLD, columns_block, num_warps=4,
     )  # fmt: skip
     if truncated:
         choose_truncated[(count,)](
             logits, *asked, space.maxima, space.masses, space.ok, space.token_ids, space.deep,
-            space.chosen, space.values, space.ids, space.kept, vocab, columns, width, stride,
-            FOLD, width_block, _GROUP, NUCLEUS_COLUMNS, MAX_COLUMNS, MAX_CANDIDATES, _WAYS, _PAIRS, num_warps=_WARPS,
+            space.chosen, space.values, space.ids, space.kept, vocab, columns, stride,
+            FOLD, columns_block, _GROUP, NUCLEUS_COLUMNS, MAX_COLUMNS, MAX_CANDIDATES, _WAYS, _PAIRS, num_warps=_WARPS,
         )  # fmt: skip
         choose_deep[(count,)](
             logits, *asked, space.maxima, space.deep, space.token_ids,
-            vocab, width, stride, width_block, _DEEP_BLOCK, num_warps=16,
+            vocab, columns, stride, columns_block, _DEEP_BLOCK, num_warps=16,
         )  # fmt: skip
     return space.token_ids[:count], space.ok[:count]

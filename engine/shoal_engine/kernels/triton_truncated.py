@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton.language as tl
 
 from shoal_engine.kernels.triton_choice import column_masses, is_cut
-from shoal_engine.kernels.triton_columns import token_id
 from shoal_engine.kernels.triton_jit import jit
 from shoal_engine.kernels.triton_noise import uniform
 
@@ -55,7 +54,7 @@ def _collect(  # type: ignore[no-untyped-def]
     for start in range(0, num_columns, group):
         place = start + tl.arange(0, group)
         column = tl.load(chosen + place, mask=place < num_columns, other=0)
-        tokens = token_id(column[None, :], step[:, None], columns, fold)
+        tokens = column[None, :] + step[:, None] * columns
         there = (place < num_columns)[None, :] & (tokens < vocab)
         x = tl.load(logits_row + tokens, mask=there, other=float("-inf")).to(tl.float32)
         hit = there & (x >= low) & (x > float("-inf"))
@@ -123,7 +122,7 @@ def _choose_kept(  # type: ignore[no-untyped-def]
 @jit
 def choose_truncated(  # type: ignore[no-untyped-def]
     logits, temperature, top_k, top_p, min_p, keys, positions, maxima, masses, ok, token_ids, deep,
-    chosen, values, ids, kept, vocab, columns, width, stride,
+    chosen, values, ids, kept, vocab, columns, stride,
     fold: tl.constexpr, block: tl.constexpr, group: tl.constexpr,
     narrow: tl.constexpr, most_columns: tl.constexpr, most: tl.constexpr,
     ways: tl.constexpr, pairs: tl.constexpr,
@@ -135,9 +134,9 @@ def choose_truncated(  # type: ignore[no-untyped-def]
     unsettled = 0
     if (heat > 0.0) & is_cut(k, p, least, vocab) & (tl.load(ok + row) != 0):
         column = tl.arange(0, block)
-        there = column < width
-        tops = tl.load(maxima + row * width + column, mask=there, other=float("-inf"))
-        mass = tl.load(masses + row * width + column, mask=there, other=0.0)
+        there = column < columns
+        tops = tl.load(maxima + row * columns + column, mask=there, other=float("-inf"))
+        mass = tl.load(masses + row * columns + column, mask=there, other=0.0)
         top = tl.max(tops, 0)
         low = _floor(tops, there, top, tl.where(k < most_columns // 2, k, narrow), ways)
         reaches = there & (tops >= low) & (tops > float("-inf"))
