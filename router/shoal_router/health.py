@@ -68,7 +68,7 @@ class Health:
         """An attempt of a request said something about its replica."""
         if outcome is Outcome.SUCCESS and endpoint.standing is standings.HEALTHY:
             return
-        if outcome in (Outcome.SOFT_FAULT, Outcome.HARD_FAULT):
+        if outcome not in (Outcome.SUCCESS, Outcome.NOT_READY):
             endpoint.tally.faults += 1
         self._set(
             endpoint,

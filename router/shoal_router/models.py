@@ -108,7 +108,8 @@ class ModelTable:
     def routable(self, model: str) -> tuple[Endpoint, ...]:
         """Replicas that may be given a request for `model`, at least one.
 
-        When every one is ejected, the ejected ones: a wrong ejection must not take a model down.
+        When more than half of those that can be reached are ejected, the ejected ones as well, and when there is
+        nobody else, those that cannot be reached: a wrong ejection must not take a model down, nor crowd the rest.
         Raises ModelNotFound or NoReplicaReady.
         """
         endpoints = self._routable.get(model)
@@ -138,7 +139,11 @@ class ModelTable:
             raise self._not_found(model)
         serving = [endpoint for endpoint in serving if not endpoint.cordoned]
         ready = [endpoint for endpoint in serving if endpoint.state in _ROUTABLE]
-        left = ready or [endpoint for endpoint in serving if endpoint.state is State.SUSPECT]
+        ejected = [endpoint for endpoint in serving if endpoint.state is State.SUSPECT]
+        doubtful = [endpoint for endpoint in ejected if not endpoint.standing.unreachable]
+        if len(doubtful) > len(ready):
+            ready += doubtful
+        left = ready or ejected
         if not left:
             raise NoReplicaReady(f"no replica of '{model}' is ready: loading, draining or down; try later")
         return tuple(left)

@@ -35,7 +35,8 @@ class Outcome(Enum):
 
     SUCCESS = "success"
     SOFT_FAULT = "soft_fault"  # a 5xx
-    HARD_FAULT = "hard_fault"  # refused, reset or silent
+    HARD_FAULT = "hard_fault"  # reset or silent
+    UNREACHABLE = "unreachable"  # no connection
     NOT_READY = "not_ready"  # it said so itself
 
 
@@ -47,6 +48,7 @@ class Standing:
     soft_faults: int = 0
     ejections: int = 0  # in a row, without a success between them
     pause_until_s: float = 0.0
+    unreachable: bool = False  # ejected because nobody listens there: that can be no mistake
 
 
 ABSENT = Standing()
@@ -59,6 +61,8 @@ def after_outcome(standing: Standing, outcome: Outcome, now: float) -> Standing:
         return after_success(standing)
     if outcome is Outcome.NOT_READY:
         return after_not_ready()
+    if outcome is Outcome.UNREACHABLE:
+        return _deserted(after_fault(standing, now, hard=True))
     return after_fault(standing, now, hard=outcome is Outcome.HARD_FAULT)
 
 
@@ -86,7 +90,7 @@ def after_ready(standing: Standing, now: float) -> Standing:
     if standing.state is State.ABSENT:
         return HEALTHY
     if standing.state is State.SUSPECT and now >= standing.pause_until_s:
-        return replace(standing, state=State.HALF_OPEN)
+        return replace(standing, state=State.HALF_OPEN, unreachable=False)
     return standing
 
 
@@ -98,4 +102,10 @@ def after_not_ready() -> Standing:
 def after_unreachable(standing: Standing, now: float, *, hard: bool) -> Standing:
     """A health check got no answer: the connection was refused (hard), or nothing came in time."""
     fallen = after_fault(standing, now, hard=hard)
-    return ABSENT if fallen.ejections >= GIVE_UP_EJECTIONS else fallen
+    if fallen.ejections >= GIVE_UP_EJECTIONS:
+        return ABSENT
+    return _deserted(fallen) if hard else fallen
+
+
+def _deserted(standing: Standing) -> Standing:
+    return replace(standing, unreachable=True) if standing.state is State.SUSPECT else standing

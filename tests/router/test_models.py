@@ -15,6 +15,7 @@ from shoal_router.pool import Pool
 from shoal_router.standing import ABSENT, HEALTHY, Standing, State
 
 SUSPECT = Standing(State.SUSPECT, 0, 1, 10.0)
+DESERTED = Standing(State.SUSPECT, 0, 1, 10.0, unreachable=True)
 HALF_OPEN = Standing(State.HALF_OPEN, 0, 1, 10.0)
 
 
@@ -28,6 +29,11 @@ CASES = {
     "healthy ones only": ([("a", HEALTHY), ("b", SUSPECT), ("c", ABSENT)], ["a"]),
     "half-open ones too": ([("a", HEALTHY), ("b", HALF_OPEN)], ["a", "b"]),
     "all ejected: panic": ([("a", SUSPECT), ("b", SUSPECT), ("c", ABSENT)], ["a", "b"]),
+    "half ejected: no panic": ([("a", HEALTHY), ("b", SUSPECT)], ["a"]),
+    "more than half ejected: panic": ([("a", HEALTHY), ("b", SUSPECT), ("c", SUSPECT)], ["a", "b", "c"]),
+    "most are gone: no panic": ([("a", HEALTHY), ("b", DESERTED), ("c", DESERTED)], ["a"]),
+    "a panic leaves out who is gone": ([("a", SUSPECT), ("b", DESERTED)], ["a"]),
+    "nobody but those that seem gone": ([("a", DESERTED), ("b", DESERTED)], ["a", "b"]),
 }
 
 

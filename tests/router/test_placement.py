@@ -96,7 +96,8 @@ def test_excluded_or_unready_replicas_are_never_chosen(data: st.DataObject) -> N
             endpoint.charge(data.draw(st.floats(0, 1e4)), fleet.index.use(endpoint.slot, []))
     tried = data.draw(st.sets(st.sampled_from(fleet.endpoints)))
     ready = [e for e in fleet.endpoints if e.state in (State.HEALTHY, State.HALF_OPEN)]
-    allowed = ready or [e for e in fleet.endpoints if e.state is State.SUSPECT]
+    ejected = [e for e in fleet.endpoints if e.state is State.SUSPECT]
+    allowed = ready + ejected if len(ejected) > len(ready) else ready
     left = [e for e in allowed if e not in tried]
     one = data.draw(st.sampled_from([long("q"), prompt("short"), prompt("t", Work.TOKENIZE)]))
     if not left:

@@ -24,6 +24,7 @@ HALF_OPEN = Standing(State.HALF_OPEN, 0, 1, 10.0)
 OUTCOMES = [
     (HEALTHY, Outcome.SUCCESS, State.HEALTHY),
     (HEALTHY, Outcome.HARD_FAULT, State.SUSPECT),
+    (HEALTHY, Outcome.UNREACHABLE, State.SUSPECT),
     (HEALTHY, Outcome.SOFT_FAULT, State.HEALTHY),
     (HEALTHY, Outcome.NOT_READY, State.ABSENT),
     (SUSPECT, Outcome.SUCCESS, State.SUSPECT),
@@ -71,6 +72,16 @@ def test_pause_doubles_with_each_ejection_up_to_a_limit_and_a_success_resets_it(
 def test_requests_that_were_under_way_do_not_lengthen_the_pause() -> None:
     ejected = after_outcome(HEALTHY, Outcome.HARD_FAULT, 100.0)
     assert after_outcome(ejected, Outcome.HARD_FAULT, 100.1) == ejected
+
+
+def test_only_a_replica_without_a_listener_is_taken_for_gone_until_it_answers() -> None:
+    refused = after_outcome(HEALTHY, Outcome.UNREACHABLE, 0.0)
+    assert (refused.state, refused.unreachable) == (State.SUSPECT, True)
+    assert not after_outcome(HEALTHY, Outcome.HARD_FAULT, 0.0).unreachable
+    reset = after_outcome(HEALTHY, Outcome.HARD_FAULT, 0.0)
+    assert after_outcome(reset, Outcome.UNREACHABLE, 0.1).unreachable, "a later attempt finds out"
+    assert after_unreachable(HEALTHY, 0.0, hard=True).unreachable
+    assert not after_ready(refused, 10.0).unreachable
 
 
 def test_unreachable_replica_is_given_up_after_many_ejections() -> None:
