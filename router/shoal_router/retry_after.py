@@ -19,4 +19,5 @@ def after_known(wait_s: float, chance: float) -> int:
 
 
 def _whole(seconds: float) -> int:
-    return max(1, ceil(min(seconds, LONGEST_S)))
+    # The last microsecond is arithmetic's, not the client's.
+    return max(1, ceil(min(seconds, LONGEST_S) - 1e-6))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from shoal_router.usage import BytesPerToken, Usage, read_usage
+from shoal_router.usage import AnswerTokens, BytesPerToken, Usage, read_usage
 
 USAGE = {
     "prompt_tokens": 812,
@@ -21,12 +21,12 @@ def body(**fields: object) -> bytes:
 
 
 CASES = {
-    "whole": ([body(usage=USAGE)], Usage(812, 800)),
-    "without spaces": ([body(usage=USAGE).replace(b" ", b"")], Usage(812, 800)),
+    "whole": ([body(usage=USAGE)], Usage(812, 800, 3)),
+    "without spaces": ([body(usage=USAGE).replace(b" ", b"")], Usage(812, 800, 3)),
     "no details": ([body(usage={"prompt_tokens": 5})], Usage(5, None)),
     "stream with [DONE] and last chunk apart": (
         [b"data: {}\n\n", b"data: " + body(usage=USAGE) + b"\n\n", b"data: [DONE]\n\n", b"0\r\n\r\n"],
-        Usage(812, 800),
+        Usage(812, 800, 3),
     ),
     "number cut by a chunk border": ([b'{"usage": {"prompt_tokens": 81', b"\r\n4\r\n2}}\r\n"], None),
     "key cut by a chunk border": ([b'{"usage": {"prompt_tok', b'\r\n1c\r\nens": 81}}'], None),
@@ -53,3 +53,13 @@ def test_ratio_starts_at_four_and_moves_to_what_is_seen_without_leaving_reason()
     assert ratios.of("m") <= 64.0
     ratios.learn("m", 10, 0)
     assert ratios.of("other") == 4.0
+
+
+def test_answers_are_expected_to_be_like_those_before_and_never_longer_than_asked_for() -> None:
+    answers = AnswerTokens()
+    assert answers.expected("m", 16) == 16
+    for _ in range(200):
+        answers.learn("m", 40)
+    assert answers.expected("m", 0) == pytest.approx(40)
+    assert answers.expected("m", 16) == 16
+    assert answers.expected("other", 0) == answers.expected("yet another", 0) > 0
