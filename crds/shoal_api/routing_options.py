@@ -28,8 +28,9 @@ class PrefixHash(Strict):
         default=2.0,
         description="Cost of a prompt token that is not cached; above 1 prices the time taken from others.",
     )
-    in_flight_tokens: Weight = Field(
-        default=64.0, description="Cost of a request in flight, in prompt tokens."
+    in_flight_tokens: Weight | None = Field(
+        default=None,
+        description="Cost of a request in flight, in prompt tokens; unset follows the engines' step times.",
     )
 
 

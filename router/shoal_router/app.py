@@ -15,6 +15,7 @@ from shoal_router.connection import ClientConnection
 from shoal_router.demand import Demand
 from shoal_router.discovery import Address, Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
+from shoal_router.engine_link import EngineLinks, Open, watch
 from shoal_router.errors import RouterError
 from shoal_router.gate import Gate
 from shoal_router.health import Health
@@ -26,6 +27,7 @@ from shoal_router.models import ModelTable
 from shoal_router.placement import Placer
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
+from shoal_router.prices import LearnedPrices
 from shoal_router.prompt import read_fields, read_prompt
 from shoal_router.proxy import Proxy
 from shoal_router.request import Request
@@ -41,7 +43,14 @@ BACKLOG = 4096  # connections that may wait in the kernel while the loop is busy
 class Router:
     """One router. Make it inside a running event loop, then `start`, then `stop`."""
 
-    def __init__(self, settings: RouterSettings, discovery: Discovery, *, rng: random.Random) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        discovery: Discovery,
+        *,
+        rng: random.Random,
+        open_stream: Open = watch,
+    ) -> None:
         self._settings = settings
         self.discovery = discovery
         self._loop = asyncio.get_running_loop()
@@ -68,7 +77,17 @@ class Router:
             now=now,
             chance=rng.random,
         )
-        placer = Placer(self._models, self.index, self._ratios, rng.randrange)
+        prices = LearnedPrices()
+        self._links = EngineLinks(
+            self.endpoints,
+            self.index,
+            watcher=f"router {self._id_prefix.decode()}",
+            now=now,
+            observe=self._health.observe,
+            learn=prices.learn,
+            open_stream=open_stream,
+        )
+        placer = Placer(self._models, self.index, self._ratios, prices, rng.randrange)
         self._held = Held(self._models, self.demand, now)
         self._proxy = Proxy(
             settings.proxy,
@@ -140,6 +159,7 @@ class Router:
         await self.gate.stop()
         await self.discovery.stop()
         await self._health.stop()
+        await self._links.stop()
         self.endpoints.reconcile(())
         await asyncio.sleep(0)  # closed transports tell their protocols in the next turn of the loop
         return done
@@ -196,7 +216,8 @@ class Router:
         return Pool(address, self._settings.connect_timeout_s)
 
     def _forget(self, endpoint: Endpoint) -> None:
-        if not endpoint.removed:
+        # One that pushes says itself what it holds.
+        if not endpoint.removed and not endpoint.linked:
             self.index.forget(endpoint.slot)
 
     def _blocks(self, endpoint: Endpoint) -> int:

@@ -77,9 +77,8 @@ class Attempt:
 
     def end(self) -> Endpoint:
         """Take the request off its replica's account."""
-        placement = self.placement
-        placement.endpoint.discharge(placement.uncached_tokens, placement.stamp)
-        return placement.endpoint
+        self.placement.end()
+        return self.placement.endpoint
 
     def pause(self) -> None:
         if self._connection is not None:

@@ -109,10 +109,11 @@ class Endpoint:
     def serves(self, model: str) -> bool:
         return any(name == model for name, _ in self.report.models)
 
-    def take(self, report: Report, own: int) -> None:
-        """It has said how it is, when it had `own` requests of this router."""
+    def take(self, report: Report, own: int, queued_tokens: float = 0.0) -> None:
+        """It has said how it is, when it had `own` requests of this router and `queued_tokens` in all to prefill."""
         self.report = report
         self.elsewhere = max(0, report.running + report.waiting - own)
+        self.queued_elsewhere = max(0.0, queued_tokens - self.queued_tokens)
         self.seats = report.seats
         self.ceiling = report.max_requests or inf
 

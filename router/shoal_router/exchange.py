@@ -77,7 +77,7 @@ class Exchange:
             return
         attempt = self._attempt = Attempt(self, placement, proxy.now)
         # After a stale connection a fresh one: the others in the pool may be as old.
-        head = request.head_for(placement.endpoint.authority)
+        head = request.head_for(placement.endpoint.authority, placement.chain_line)
         attempt.send(head, request.body, fresh=bool(self._history.stale))
 
     def refuse(self, error: RouterError) -> None:

@@ -108,6 +108,7 @@ class Local:
             "state": endpoint.state.value,
             "cordoned": endpoint.cordoned,
             "models": [name for name, _ in report.models],
+            "linked": endpoint.linked,
             "in_flight": endpoint.in_flight,
             "in_flight_from_others": endpoint.elsewhere,
             "queued_tokens": round(endpoint.queued_tokens),

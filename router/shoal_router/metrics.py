@@ -110,6 +110,10 @@ def _endpoints(endpoints: list[Endpoint], index: PrefixIndex) -> Iterator[str]:
         },
     )
     gauges = {
+        "replica_link_up": (
+            "1 while its engine pushes load and cache; 0 when they are polled and believed.",
+            {e: int(e.linked) for e in endpoints},
+        ),
         "replica_in_flight": ("Requests sent and not ended.", {e: e.in_flight for e in endpoints}),
         "replica_queued_tokens": (
             "Uncached prompt tokens without a first byte.",
@@ -135,6 +139,15 @@ def _endpoints(endpoints: list[Endpoint], index: PrefixIndex) -> Iterator[str]:
         "contradictions": (
             "Beliefs about a cache found wrong.",
             {e: e.tally.contradictions for e in endpoints},
+        ),
+        "replica_updates": ("Updates that its engine pushed.", {e: e.tally.updates for e in endpoints}),
+        "replica_snapshots": (
+            "Of these, those with its whole cache.",
+            {e: e.tally.snapshots for e in endpoints},
+        ),
+        "replica_update_gaps": (
+            "Times that an update was lost and a snapshot asked for.",
+            {e: e.tally.gaps for e in endpoints},
         ),
     }
     for name, (text, values) in counters.items():

@@ -5,17 +5,20 @@ Sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
 from shoal_api.request_prefix import BLOCK_BYTES
+from shoal_router.chain_header import chain_line
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import NoReplicaReady
 from shoal_router.models import ModelTable
 from shoal_router.policy import Candidate, choose
 from shoal_router.prefix_index import PrefixIndex
+from shoal_router.prices import LearnedPrices
 from shoal_router.prompt import Prompt, Work
+from shoal_router.reported_cache import ReportedCache
 from shoal_router.routing import Routing
 from shoal_router.standing import State
 from shoal_router.usage import BytesPerToken, Usage
@@ -30,10 +33,24 @@ class Placement(msgspec.Struct, frozen=True):
     """One request on one replica, from choice to end."""
 
     endpoint: Endpoint
-    stamp: int  # of this use in the index; grows from request to request
+    stamp: int  # grows from request to request
     uncached_tokens: float
-    cached_share: float  # of the prompt, as believed
-    believed_stamp: int  # last use of the deepest block believed cached; 0 when there is none to contradict
+    cached_share: float  # of the prompt, as reported or believed
+    believed_stamp: int = 0  # last use of the deepest block believed cached; 0 when none can be contradicted
+    cache: ReportedCache | None = None  # where the prompt's blocks are claimed
+    chain: Sequence[int] = ()  # of these blocks
+    claimed_from: int = 0  # number of the first claimed one
+    chain_line: bytes = b""  # header line that tells the chain to an engine that reports
+
+    def first_byte(self) -> None:
+        """The prompt is computed."""
+        self.endpoint.first_byte(self.uncached_tokens, self.stamp)
+
+    def end(self) -> None:
+        """The request is over, one way or another."""
+        self.endpoint.discharge(self.uncached_tokens, self.stamp)
+        if self.cache is not None:
+            self.cache.release(self.chain, self.claimed_from)
 
 
 class Placer:
@@ -44,11 +61,13 @@ class Placer:
         models: ModelTable,
         index: PrefixIndex,
         ratios: BytesPerToken,
+        prices: LearnedPrices,
         pick: Callable[[int], int],
     ) -> None:
         self._models = models
         self._index = index
         self._ratios = ratios
+        self._prices = prices
         self._pick = pick
 
     def place(self, prompt: Prompt, tried: Collection[Endpoint]) -> Placement:
@@ -67,20 +86,22 @@ class Placer:
             Candidate(
                 endpoint.identity,
                 depths.get(endpoint.slot, 0) * block_tokens,
-                endpoint.queued_tokens,
+                endpoint.queued_tokens + endpoint.queued_elsewhere,
                 endpoint.in_flight + endpoint.elsewhere,
+                endpoint.seats,
             )
             for endpoint in endpoints
         ]
         home = _home(chain, depths, routing) if chain else None
-        at = choose(tokens, candidates, routing.weights, home, self._pick)
+        prices = self._prices.of(prompt.model)
+        at = choose(tokens, candidates, routing.weights, prices, home, self._pick)
         # Tokens are counted beside the engine's batch, which may be as full as it likes.
         if not endpoints[at].has_room and prompt.work is not Work.TOKENIZE:
             roomy = [i for i, each in enumerate(endpoints) if each.has_room]
             if not roomy:
                 raise self._models.full(prompt.model)
             left = [candidates[i] for i in roomy]
-            at = roomy[choose(tokens, left, routing.weights, home, self._pick)]
+            at = roomy[choose(tokens, left, routing.weights, prices, home, self._pick)]
         endpoint = endpoints[at]
         return self._charge(endpoint, prompt, tokens - candidates[at].cached, depths.get(endpoint.slot, 0))
 
@@ -99,6 +120,14 @@ class Placer:
         return proven or endpoints
 
     def _charge(self, endpoint: Endpoint, prompt: Prompt, uncached: float, depth: int) -> Placement:
+        share = depth * BLOCK_BYTES / prompt.content_bytes if depth else 0.0
+        endpoint.tally.requests += 1
+        reported = self._index.reported(endpoint.slot)
+        if reported is not None:
+            start, stamp = reported.claim(prompt.chain, depth), self._index.stamp()
+            endpoint.charge(uncached, stamp)
+            line = chain_line(prompt.content_bytes, prompt.chain)
+            return Placement(endpoint, stamp, uncached, share, 0, reported, prompt.chain, start, line)
         believed = 0
         if depth:
             believed = self._index.last_use(endpoint.slot, prompt.chain[depth - 1])
@@ -108,8 +137,6 @@ class Placer:
                 believed = 0
         stamp = self._index.use(endpoint.slot, prompt.chain)
         endpoint.charge(uncached, stamp)
-        endpoint.tally.requests += 1
-        share = depth * BLOCK_BYTES / prompt.content_bytes if depth else 0.0
         return Placement(endpoint, stamp, uncached, share, believed)
 
     def settle(self, placement: Placement, prompt: Prompt, usage: Usage) -> None:

@@ -2,22 +2,67 @@
 
 The cost of a replica, in prompt tokens (routers.md section 7):
 
-    cost = recompute * uncached + queued + in_flight_tokens * in_flight
+    cost = recompute * uncached + queued + in_flight_tokens * in_flight + seat_tokens * standing
 
-`uncached` is what this request would have to compute there, `queued` what others still have to before it. A
-replica with far more requests than the mean gets no credit for its cache, so that a hot prefix spreads before
-it piles up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous hashing:
-any number of routers agree on it.
+`uncached` is what this request would have to compute there, `queued` what others still have to before it, and
+`standing` the requests, this one included, that find no seat in the engine's batch: it is full, or its KV cache
+is. A replica with far more requests than the mean gets no credit for its cache, so that a hot prefix spreads
+before it piles up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous
+hashing: any number of routers agree on it.
+
+Prices follow from the engine's own step times, base_s + prefill_token_s * tokens + sequence_s * sequences. A request
+that runs lengthens a step by sequence_s for each token that it still generates, LEFT_TOKENS as a rule, so
+
+    in_flight_tokens = LEFT_TOKENS * sequence_s / prefill_token_s
+
+One that waits for a seat waits for the next of `seats` running requests to end, and they end one by one within
+the LEFT_TOKENS steps that they have left, so
+
+    seat_tokens = LEFT_TOKENS * (base_s / seats + sequence_s) / prefill_token_s
+
+Both are bounded: a wrong measurement may skew the choice but not turn it into round robin or pure affinity.
+`recompute` follows from no step time. It is above 1 because a prompt computed twice takes time from others too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Self
 
 import msgspec
 
 _MASK = (1 << 64) - 1
+LEFT_TOKENS = 64  # tokens that a request in flight has yet to generate, as a rule
+IN_FLIGHT_BOUNDS = 16.0, 256.0
+SEAT_BOUNDS = 64.0, 4096.0
+
+
+class Prices(msgspec.Struct, frozen=True):
+    """What the engines of a model make of a request, in prompt tokens."""
+
+    in_flight_tokens: float = 64.0
+    seat_tokens: float = 384.0
+
+    @classmethod
+    def derived(cls, base_s: float, prefill_token_s: float, sequence_s: float, seats: int) -> Self | None:
+        """The prices at these step times; None when they are no times."""
+        if not (prefill_token_s > 0 and base_s >= 0 and sequence_s >= 0):
+            return None
+        in_flight = LEFT_TOKENS * sequence_s / prefill_token_s
+        seat = LEFT_TOKENS * (base_s / max(seats, 1) + sequence_s) / prefill_token_s
+        return cls(_within(in_flight, IN_FLIGHT_BOUNDS), _within(seat, SEAT_BOUNDS))
+
+    def moved(self, to: Prices, share: float) -> Prices:
+        """The point at `share` of the way to others."""
+        return Prices(
+            self.in_flight_tokens + share * (to.in_flight_tokens - self.in_flight_tokens),
+            self.seat_tokens + share * (to.seat_tokens - self.seat_tokens),
+        )
+
+
+DEFAULT_PRICES = Prices()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +70,7 @@ class Weights:
     """What things cost, in prompt tokens; defaults are those of RouterOptions."""
 
     recompute: float = 2.0
-    in_flight_tokens: float = 64.0
+    in_flight_tokens: float | None = None  # None takes what the engines' step times say
     mean_load: float = (
         1.25  # requests in flight above which a cache gives no credit, as a multiple of the mean
     )
@@ -42,12 +87,14 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     cached: float  # leading prompt tokens of this request believed to be in the replica's cache
     queued: float  # uncached prompt tokens of requests sent there that have not begun to answer
     in_flight: float  # requests sent there that have not ended
+    seats: float = inf  # requests that it computes at once
 
 
 def choose(
     prompt: float,
     candidates: Sequence[Candidate],
     weights: Weights,
+    prices: Prices,
     home: int | None,
     pick: Callable[[int], int],
 ) -> int:
@@ -57,6 +104,8 @@ def choose(
     `pick(n)` draws from range(n) and breaks ties.
     """
     s, w = weights.in_flight_tokens, weights.recompute
+    if s is None:
+        s = prices.in_flight_tokens
     in_flight = 0.0
     for c in candidates:
         in_flight += c.in_flight
@@ -64,7 +113,10 @@ def choose(
     costs = []
     for c in candidates:
         credit = c.cached if c.in_flight <= bound else 0.0
-        costs.append(c.queued + s * c.in_flight + w * (prompt - credit))
+        cost = c.queued + s * c.in_flight + w * (prompt - credit)
+        if c.in_flight >= c.seats:
+            cost += prices.seat_tokens * (c.in_flight + 1.0 - c.seats)
+        costs.append(cost)
     least = min(costs)
     if home is None:
         near = [i for i, cost in enumerate(costs) if cost == least]
@@ -86,3 +138,8 @@ def affinity(prefix: int, identity: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    lowest, highest = bounds
+    return min(max(value, lowest), highest)

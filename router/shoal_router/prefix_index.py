@@ -82,6 +82,11 @@ class PrefixIndex:
             _set_depth(depths, held, depth)
         return depths
 
+    def stamp(self) -> int:
+        """A number above all before."""
+        self._stamp += 1
+        return self._stamp
+
     # Replicas that report
 
     def reported(self, slot: int) -> ReportedCache | None:
@@ -100,8 +105,7 @@ class PrefixIndex:
         reported = self._reported.pop(slot, None)
         if reported is not None:
             believed = self._believed[slot] = BelievedCache(self._holders, slot, self._capacity[slot])
-            self._stamp += 1
-            believed.inherit(reported.blocks, self._stamp)
+            believed.inherit(reported.blocks, self.stamp())
 
     # Replicas that do not
 
@@ -111,7 +115,7 @@ class PrefixIndex:
 
     def use(self, slot: int, chain: Sequence[int]) -> int:
         """The replica is about to compute or reuse this chain; returns the use's stamp, which only grows."""
-        self._stamp = stamp = self._stamp + 1
+        stamp = self.stamp()
         self._believed[slot].use(chain, stamp)
         return stamp
 

@@ -20,6 +20,7 @@ from shoal_router.models import ModelTable
 from shoal_router.placement import Placement, Placer
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
+from shoal_router.prices import LearnedPrices
 from shoal_router.prompt import Prompt, Work
 from shoal_router.routing import Routing
 from shoal_router.standing import HEALTHY
@@ -146,7 +147,9 @@ class RouterUnderTest:
             )
             self.index.add(slot, engine.cache_blocks * BLOCK_BYTES // 256)
         pick = random.Random(seed).randrange
-        self.placer = Placer(ModelTable(self.endpoints, routing), self.index, BytesPerToken(), pick)
+        self.placer = Placer(
+            ModelTable(self.endpoints, routing), self.index, BytesPerToken(), LearnedPrices(), pick
+        )
 
     def send(self, content: bytes, output_tokens: int, done: Callable[[Job], None]) -> None:
         chain = hash_request(content, request_chain_start("m"))

@@ -18,6 +18,7 @@ from shoal_router.placement import Placement, Placer
 from shoal_router.policy import Weights
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
+from shoal_router.prices import LearnedPrices
 from shoal_router.prompt import Prompt, Work, read_fields, read_prompt
 from shoal_router.routing import Routing
 from shoal_router.standing import ABSENT, HEALTHY, Standing, State
@@ -44,7 +45,7 @@ class Fleet:
             self.index.add(slot, blocks)
         self.models = ModelTable(self.endpoints, routing)
         pick = random.Random(seed).randrange
-        self.placer = Placer(self.models, self.index, BytesPerToken(), pick)
+        self.placer = Placer(self.models, self.index, BytesPerToken(), LearnedPrices(), pick)
 
     def place(self, prompt: Prompt, *tried: Endpoint) -> Placement:
         return self.placer.place(prompt, tried)

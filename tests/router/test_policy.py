@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_router.policy import Candidate, Weights, affinity, choose
+from shoal_router.policy import DEFAULT_PRICES, Candidate, Prices, Weights, affinity, choose
 
 WEIGHTS = Weights()
 
@@ -54,7 +54,7 @@ CASES = {
 @pytest.mark.parametrize("home", [None, 77])
 def test_cheapest_replica_is_chosen(name: str, home: int | None) -> None:
     prompt, candidates, best = CASES[name]
-    assert choose(prompt, candidates, WEIGHTS, home, first) == best
+    assert choose(prompt, candidates, WEIGHTS, DEFAULT_PRICES, home, first) == best
 
 
 CANDIDATES = st.lists(
@@ -74,8 +74,8 @@ CANDIDATES = st.lists(
 def test_choice_is_one_of_the_candidates_and_close_to_the_cheapest(
     prompt: float, candidates: list[Candidate], home: int | None, seed: int
 ) -> None:
-    chosen = choose(prompt, candidates, WEIGHTS, home, random.Random(seed).randrange)
-    s = WEIGHTS.in_flight_tokens
+    chosen = choose(prompt, candidates, WEIGHTS, DEFAULT_PRICES, home, random.Random(seed).randrange)
+    s = DEFAULT_PRICES.in_flight_tokens
     mean = sum(c.in_flight for c in candidates) / len(candidates)
 
     def cost(c: Candidate) -> float:
@@ -94,8 +94,8 @@ def test_routers_agree_on_a_cold_prefix_in_any_order_and_with_slightly_different
 ) -> None:
     one = [candidate(i) for i in identities]
     other = [candidate(i, in_flight=i % 2) for i in reversed(identities)]
-    here = one[choose(500, one, WEIGHTS, home, first)].identity
-    there = other[choose(500, other, WEIGHTS, home, first)].identity
+    here = one[choose(500, one, WEIGHTS, DEFAULT_PRICES, home, first)].identity
+    there = other[choose(500, other, WEIGHTS, DEFAULT_PRICES, home, first)].identity
     assert here == there
 
 
@@ -104,7 +104,7 @@ def test_homes_of_many_prefixes_are_spread_evenly() -> None:
     candidates = [candidate(rng.getrandbits(64)) for _ in range(8)]
     counts = [0] * 8
     for _ in range(8000):
-        counts[choose(500, candidates, WEIGHTS, rng.getrandbits(64), first)] += 1
+        counts[choose(500, candidates, WEIGHTS, DEFAULT_PRICES, rng.getrandbits(64), first)] += 1
     assert min(counts) > 850
     assert max(counts) < 1150
 
@@ -114,14 +114,14 @@ def test_home_moves_only_for_the_prefixes_of_a_replica_that_is_gone() -> None:
     candidates = [candidate(rng.getrandbits(64)) for _ in range(5)]
     for _ in range(300):
         home = rng.getrandbits(64)
-        before = choose(500, candidates, WEIGHTS, home, first)
+        before = choose(500, candidates, WEIGHTS, DEFAULT_PRICES, home, first)
         if before != 4:
-            assert choose(500, candidates[:4], WEIGHTS, home, first) == before
+            assert choose(500, candidates[:4], WEIGHTS, DEFAULT_PRICES, home, first) == before
 
 
 def test_ties_without_a_prefix_are_broken_by_the_given_draw() -> None:
     candidates = [candidate(in_flight=1), candidate(), candidate(), candidate()]
-    drawn = [choose(10, candidates, WEIGHTS, None, lambda n, k=k: k) for k in range(3)]
+    drawn = [choose(10, candidates, WEIGHTS, DEFAULT_PRICES, None, lambda n, k=k: k) for k in range(3)]
     assert drawn == [1, 2, 3]
 
 
