@@ -1,0 +1,75 @@
+"""Routers to compare: ours from this checkout, the others from PyPI into an environment of their own.
+
+    python benchmarks/router/peers.py            # install them into ~/.cache/shoal/bench
+
+Every one gets one core, four static replicas, its default settings and its policy for prefix caches.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from load import KEY
+
+ENVIRONMENT = Path(os.environ.get("SHOAL_BENCH_ENV", Path.home() / ".cache" / "shoal" / "bench"))
+PACKAGES = ("sglang-router==0.3.2", "vllm-router==0.1.17", "smg==1.13.0")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One router and how it is started; `{port}`, `{metrics}`, `{urls}` and `{endpoints}` are filled in."""
+
+    name: str
+    version: str
+    command: tuple[str, ...]
+
+    def argv(self, port: int, metrics_port: int, engine_ports: list[int]) -> list[str]:
+        urls = [f"http://127.0.0.1:{each}" for each in engine_ports]
+        argv: list[str] = []
+        for word in self.command:
+            if word == "{urls}":
+                argv += urls
+            elif word == "{endpoints}":
+                argv += [part for url in urls for part in ("--endpoint", url)]
+            else:
+                argv.append(word.format(port=port, metrics=metrics_port, env=ENVIRONMENT))
+        return argv
+
+
+OURS = Peer(
+    "shoal",
+    version("shoal"),
+    (sys.executable, "-m", "shoal_router", "--port", "{port}", "--api-key", KEY, "{endpoints}"),
+)
+
+
+def _rust(program: str, release: str, *words: str) -> Peer:
+    flags = ("--host", "127.0.0.1", "--port", "{port}", "--prometheus-port", "{metrics}")
+    command = ("{env}/bin/" + program, *words, *flags, "--policy", "cache_aware", "--worker-urls", "{urls}")
+    return Peer(program, release, command)
+
+
+PEERS = (
+    _rust("sglang-router", "0.3.2", "launch", "--log-level", "warn"),
+    _rust("vllm-router", "0.1.17", "--log-level", "warning"),
+    _rust("smg", "1.13.0", "launch", "--log-level", "warn"),
+)
+
+
+def install() -> None:
+    """Make the environment with the peers in it, if it is not there yet."""
+    if (ENVIRONMENT / "bin" / "smg").exists():
+        return
+    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
+    subprocess.run([ENVIRONMENT / "bin" / "pip", "install", "-q", *PACKAGES], check=True)
+
+
+if __name__ == "__main__":
+    install()
+    for peer in (OURS, *PEERS):
+        print(peer.name, peer.version, " ".join(peer.command))
