@@ -99,6 +99,7 @@ def warm_up(bench: Bench) -> float:
 
     One prompt alone, long ones, then as many as ever run at once, which end one after another: decodes of every size.
     """
+    bench.subject.prepare()
     scale = bench.scale
     count = max(size[0] for size in (scale.mixed, scale.even, scale.shared, scale.offline))
     alone = [(scale.first[1], WARM_UP_TOKENS)]

@@ -35,6 +35,10 @@ class Shoal:
     def step(self) -> Any:
         return self.engine.step()
 
+    def prepare(self) -> None:
+        while self.engine.prepare():
+            pass
+
     @property
     def has_work(self) -> bool:
         return self.engine.has_work
@@ -72,6 +76,9 @@ class Vllm:
 
     def step(self) -> Any:
         return self.engine.step()
+
+    def prepare(self) -> None:
+        """It has recorded its graphs."""
 
     @property
     def has_work(self) -> bool:

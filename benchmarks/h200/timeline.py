@@ -29,6 +29,9 @@ class Subject(Protocol):
 
     def step(self) -> Any: ...
 
+    def prepare(self) -> None:
+        """What the engine otherwise does when it is idle, all of it."""
+
     @property
     def has_work(self) -> bool: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,6 +34,9 @@ class Backend(Protocol):
     place: Placement
     defaults: StepDefaults
     steps_ahead: int
+
+    def finish_kernels(self, progress: Callable[[], None]) -> None:
+        """Wait for kernels that are still being compiled. `progress` is called now and then."""
 
     def cache_budget_bytes(
         self, options: ModelOptions, model: Llama, layout: CacheLayout, limits: SchedulerLimits

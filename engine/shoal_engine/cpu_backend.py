@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import psutil
@@ -42,6 +43,9 @@ class CpuBackend:
                 "--deterministic needs the compiled CPU kernels: install a C compiler, or leave it out"
             )
         self.place = Placement(torch.device("cpu"), dtype, kernels, dtype)
+
+    def finish_kernels(self, progress: Callable[[], None]) -> None:
+        """They are compiled when they are loaded."""
 
     def cache_budget_bytes(
         self, options: ModelOptions, model: Llama, layout: CacheLayout, limits: SchedulerLimits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,9 @@ from shoal_engine import gpu_memory
 from shoal_engine.backend import StepDefaults
 from shoal_engine.cuda_runner import CudaRunner
 from shoal_engine.cuda_sampler import CudaSampler
+from shoal_engine.kernel_cache import KernelBuild
 from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.invariant import InvariantKernels
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.memory_layout import CacheLayout
@@ -34,11 +37,17 @@ class CudaBackend:
 
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
         torch.set_grad_enabled(False)
-        torch.cuda.set_device(device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         self._deterministic = options.deterministic
         self._kernels = InvariantKernels() if options.deterministic else CudaKernels()
+        self._build = KernelBuild.begin(options, kind_of(device)) if device.type == "cuda" else None
         cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
         self.place = Placement(device, dtype, self._kernels, cache_dtype)
+
+    def finish_kernels(self, progress: Callable[[], None]) -> None:
+        if self._build is not None:
+            self._build.wait(progress)
 
     def cache_budget_bytes(
         self, options: ModelOptions, model: Llama, layout: CacheLayout, limits: SchedulerLimits
@@ -63,6 +72,6 @@ class CudaBackend:
         )
 
     def warm_up(self, engine: Engine) -> None:
-        """Record the decode graphs of all batch sizes up to 256; larger ones are recorded when they are first needed."""
+        """Record graphs of some batch sizes up to 256; the rest follow in idle time or when they are first needed."""
         if isinstance(engine.runner, CudaRunner):
             engine.runner.record_graphs(min(256, engine.scheduler.limits.max_num_seqs))

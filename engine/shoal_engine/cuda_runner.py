@@ -6,6 +6,8 @@ reaches this one on the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.runner import Computed, Runner, arrays_of
-from shoal_engine.step_graphs import FUSED_ROWS, StepGraphs, shares_prefixes
+from shoal_engine.step_graphs import FUSED_ROWS, Shape, StepGraphs, shares_prefixes
 from shoal_engine.upload import Upload
 
 
@@ -38,8 +40,15 @@ class CudaRunner(Runner):
         self._graphs = StepGraphs(model, kernels, cache, layout, self._sampled, max_model_len, fused)
 
     def record_graphs(self, max_rows: int) -> None:
-        """Record the steps that are common, of up to so many decodes; others are recorded when they are first needed."""
-        self._graphs.record_common(max_rows)
+        """Record some common steps, of up to so many decodes. Others are recorded by `prepare` or when first needed."""
+        self._graphs.record_first(max_rows)
+
+    def prepare(self) -> bool:
+        return self._graphs.record_next()
+
+    def walk(self, shapes: Sequence[Shape]) -> None:
+        """See `StepGraphs.walk`."""
+        self._graphs.walk(shapes)
 
     def give_back_memory(self) -> None:
         torch.cuda.empty_cache()

@@ -9,7 +9,6 @@ and touches no other.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import logging
 import os
@@ -24,8 +23,9 @@ from shoal_api.exit_codes import ExitCode
 from shoal_engine import messages
 from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError, is_device_error
 from shoal_engine.frames import FrameSocket
+from shoal_engine.gpu_wakeup import wake_gpu
 from shoal_engine.heartbeat import Heartbeat
-from shoal_engine.host_runtime import prepare
+from shoal_engine.host_runtime import end_with_parent, prepare
 from shoal_engine.logs import set_up_logging
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class StepEngine(Protocol):
     def add(self, request: messages.Submit) -> None: ...
 
     def abort(self, ids: list[str]) -> None: ...
+
+    def prepare(self) -> bool: ...
 
     def step(self) -> list[messages.Output]: ...
 
@@ -91,7 +93,8 @@ class EngineLoop:
         """Until Stop arrives or the API process is gone. Raises what a step raises."""
         while not self._link.closed:
             refused: list[messages.Output] = []
-            for message in self._link.receive(wait=not self._engine.has_work):
+            idle = not self._engine.has_work and not self._engine.prepare()
+            for message in self._link.receive(wait=idle):
                 if isinstance(message, messages.Stop):
                     return
                 if isinstance(message, messages.Abort):
@@ -171,9 +174,7 @@ def leave_signals_to_parent() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    end_with_parent(os.getppid())
 
 
 def _keep_from_children(descriptor: int) -> None:
@@ -184,9 +185,12 @@ def _keep_from_children(descriptor: int) -> None:
 def _load(options_json: str, progress: Progress) -> StepEngine:
     prepare(os.environ)
     from shoal_api.options import ModelOptions
+
+    options = ModelOptions.model_validate_json(options_json)
+    wake_gpu(options.device)
     from shoal_engine.engine import Engine
 
-    return Engine.load(ModelOptions.model_validate_json(options_json), progress)
+    return Engine.load(options, progress)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from shoal_engine.kernels.fused_tiles import (
     gemv_tile,
     product_tile,
 )
+from shoal_engine.kernels.gpu import on_gpu
 from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_decodes
 from shoal_engine.kernels.triton_fused_attention import attend_rows
@@ -95,8 +96,8 @@ class FusedDecode:
         table = model.embedding
         if not 1 <= rows <= MAX_ROWS or table.shape[1] > _MAX_WIDTH:
             return False
-        on_gpu = table.is_cuda and table.dtype == torch.bfloat16
-        return (on_gpu or INTERPRETED) and len(_layers(model)) == len(model.blocks) > 0
+        served = on_gpu(table) and table.dtype == torch.bfloat16
+        return (served or INTERPRETED) and len(_layers(model)) == len(model.blocks) > 0
 
     def products(self, rows: int) -> RowTiles | RowsTiles:
         """The tiles that steps of `rows` multiply with."""

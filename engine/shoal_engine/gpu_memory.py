@@ -43,7 +43,7 @@ def measure(model: Llama, layout: CacheLayout, limits: SchedulerLimits, place: P
     """Run a step of max_num_batched_tokens and sample max_num_seqs rows from it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    _largest_step(model, layout, limits, place)
+    largest_step(model, layout, limits, place)
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()
@@ -51,7 +51,7 @@ def measure(model: Llama, layout: CacheLayout, limits: SchedulerLimits, place: P
     return GpuMemory(total, free, torch.cuda.memory_reserved(), peak)
 
 
-def _largest_step(model: Llama, layout: CacheLayout, limits: SchedulerLimits, place: Placement) -> None:
+def largest_step(model: Llama, layout: CacheLayout, limits: SchedulerLimits, place: Placement) -> None:
     cache = empty_cache(layout, 1, place)
     tokens = limits.max_num_batched_tokens
     longest = min(tokens, limits.max_model_len)

@@ -1,4 +1,6 @@
-"""How OpenMP and malloc behave in a process that computes. To be settled before torch is imported; knows no models.
+"""How OpenMP and malloc behave in a process that computes, and when it ends. Knows no models.
+
+The first two are to be settled before torch is imported.
 
 OpenMP: by default a thread that has nothing to do spins for milliseconds. On a machine that is not ours alone (another
 replica, a CPU limit, a compiler) it then spins instead of the thread it waits for. Measured on two cores, the matrix
@@ -13,6 +15,9 @@ from run to run, and 30 us in every run with the memory kept.
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
+import sys
 from collections.abc import MutableMapping
 
 SPINS = "1000"  # some microseconds: longer than the gap between two kernels of a step
@@ -38,3 +43,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEEP_BYTES)
+
+
+def end_with_parent(parent: int) -> None:
+    """The kernel kills this process when its parent, whose id is given, ends; at once if it has ended already."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

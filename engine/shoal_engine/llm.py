@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from shoal_api.options import ModelOptions
 from shoal_engine.choice_text import ChoiceText, Delta
-from shoal_engine.engine import Engine
+from shoal_engine.gpu_wakeup import wake_gpu
 from shoal_engine.messages import Output, Submit, TokenLogprobs
 from shoal_engine.model_text import ModelText, load_model_text
 from shoal_engine.sampling_params import SamplingParams
@@ -52,6 +52,9 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self._options = ModelOptions(model=model, **{"max_num_queued_reqs": ANY_NUMBER, **options})
+        wake_gpu(self._options.device)
+        from shoal_engine.engine import Engine  # brings torch, beside which the GPU wakes up
+
         self.engine = Engine.load(self._options)
         self._ids = itertools.count()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from shoal_api.options import ModelOptions
-from shoal_engine.backend import Backend, backend_for
+from shoal_engine.backend import Backend, StepDefaults, backend_for
 from shoal_engine.blocks import BlockPool
 from shoal_engine.checkpoint import Checkpoint, open_checkpoint
 from shoal_engine.config import ModelConfig, read_config
@@ -46,7 +46,9 @@ def load_engine(options: ModelOptions, progress: Progress = lambda _: None) -> E
     with phases.timed("weights"):
         checkpoint = None if options.load_format == "dummy" else open_checkpoint(path)
         config = read_config(path) if checkpoint is None else checkpoint.config
-        model = _model(options, config, checkpoint, backend.place, progress)
+        model = build_model(options, config, checkpoint, backend.place, progress)
+    with phases.timed("kernels"):
+        backend.finish_kernels(lambda: progress(Loading("kernels")))
     with phases.timed("memory"):
         engine = _engine(options, config, path, backend, model, phases.seconds)
     progress(Loading("warmup"))
@@ -76,12 +78,12 @@ def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
     return options.max_model_len or limit
 
 
-def _model(
+def build_model(
     options: ModelOptions,
     config: ModelConfig,
     checkpoint: Checkpoint | None,
     place: Placement,
-    progress: Progress,
+    progress: Progress = lambda _: None,
 ) -> Llama:
     """Without a checkpoint its weights are random. Raises ModelLoadError."""
     quantise: Quantise | None = "fp8" if options.quantization == "fp8" else None
@@ -111,7 +113,7 @@ def _engine(
     model: Llama,
     phases: dict[str, float],
 ) -> Engine:
-    place, limits = backend.place, _limits(options, config, backend)
+    place, limits = backend.place, limits_of(options, config, backend.defaults)
     layout = CacheLayout(
         config.num_layers,
         config.num_kv_heads,
@@ -137,9 +139,9 @@ def _engine(
     )
 
 
-def _limits(options: ModelOptions, config: ModelConfig, backend: Backend) -> SchedulerLimits:
-    max_num_seqs = options.max_num_seqs or backend.defaults.max_num_seqs
-    max_num_batched_tokens = options.max_num_batched_tokens or backend.defaults.max_num_batched_tokens
+def limits_of(options: ModelOptions, config: ModelConfig, defaults: StepDefaults) -> SchedulerLimits:
+    max_num_seqs = options.max_num_seqs or defaults.max_num_seqs
+    max_num_batched_tokens = options.max_num_batched_tokens or defaults.max_num_batched_tokens
     return SchedulerLimits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

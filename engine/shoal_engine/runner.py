@@ -65,6 +65,10 @@ class Runner:
         """Forget requests that have ended or lost their blocks."""
         self._builder.release(request_ids)
 
+    def prepare(self) -> bool:
+        """Do a little of what makes later steps faster; False when nothing is left to do."""
+        return False
+
     def give_back_memory(self) -> None:
         """Free what is kept for speed alone, after a step that ran out of memory. A CPU's allocator keeps nothing."""
 

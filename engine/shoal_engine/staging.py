@@ -31,7 +31,7 @@ class Staging:
             at = -(-self._ends[name] // ALIGN_BYTES) * ALIGN_BYTES
         self._memory = torch.zeros(at, dtype=torch.uint8, device=device)
         self._offsets = offsets
-        self._buffers = [pinned(at) for _ in range(NUM_BUFFERS)]
+        self._buffers = [pinned(at, device) for _ in range(NUM_BUFFERS)]
         self._arrays: list[Arrays] = [
             {name: buffer.numpy()[offsets[name] : self._ends[name]].view(fields[name][0]) for name in fields}
             for buffer in self._buffers

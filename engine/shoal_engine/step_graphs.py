@@ -7,6 +7,7 @@ longer than their launches take and have none.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PROMPT_REQUESTS = 32  # in a recorded step that computes prompts
 PROMPT_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Of steps that are recorded before the engine is ready; the others follow when it has nothing else to do.
+FIRST_SIZES = frozenset((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048))
 # Launching the kernels of a step takes the host about this long; the GPU computes at about this rate.
 MIN_PROMPT_TOKENS = 512  # a first token alone is worth the memory of a graph
 LAUNCH_S = 0.006
@@ -74,6 +77,19 @@ def max_prompt_tokens(config: ModelConfig) -> int:
     return max(MIN_PROMPT_TOKENS, int(LAUNCH_S * FLOP_PER_S / (2 * weights)))
 
 
+def prompt_sizes(config: ModelConfig) -> list[int]:
+    return [tokens for tokens in PROMPT_TOKENS if tokens <= max_prompt_tokens(config)]
+
+
+def common_shapes(config: ModelConfig, max_rows: int) -> list[Shape]:
+    """Those of prompts and of up to so many decodes, the largest first."""
+    shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in prompt_sizes(config)]
+    shapes += [Shape(rows, rows, rows) for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
+    # Few and many decodes that share a prefix have a kernel each: compiled now, not in a request.
+    shapes += [Shape(rows, rows, rows, True) for rows in {2, decode_rows(max_rows)} if rows <= max_rows]
+    return sorted(shapes, key=lambda each: -each.tokens)
+
+
 class StepGraphs:
     """Graphs share one memory pool and one input: steps run one after another on one stream."""
 
@@ -91,8 +107,7 @@ class StepGraphs:
         self._model = model
         self._kernels = kernels
         self._cache = cache
-        most = max_prompt_tokens(model.config)
-        self._prompt_sizes = [tokens for tokens in PROMPT_TOKENS if tokens <= most]
+        self._prompt_sizes = prompt_sizes(model.config)
         self._most_rows = rows = decode_rows(len(sampled))
         self._input = GraphInput(
             max([rows, *self._prompt_sizes]),
@@ -103,6 +118,7 @@ class StepGraphs:
         )
         self._fused = fused
         self._graphs: dict[Shape, _Graph] = {}
+        self._later: list[Shape] = []
         self._pool = torch.cuda.graph_pool_handle()
 
     def shape_for(self, host: HostBatch) -> Shape | None:
@@ -116,16 +132,27 @@ class StepGraphs:
         tokens = next((size for size in self._prompt_sizes if size >= host.num_tokens), None)
         return None if tokens is None else Shape(tokens, PROMPT_REQUESTS, 0)
 
-    def record_common(self, max_rows: int) -> None:
-        """Those of prompts and of up to so many decodes, the largest first: smaller ones then reuse their memory."""
-        shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in self._prompt_sizes]
-        shapes += [Shape(rows, rows, rows) for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
-        # Few and many decodes that share a prefix have a kernel each: compiled now, not in a request.
-        shapes += [
-            Shape(rows, rows, rows, True) for rows in {2, decode_rows(max_rows)} if rows <= self._most_rows
-        ]
-        for shape in sorted(shapes, key=lambda each: -each.tokens):
+    def record_first(self, max_rows: int) -> None:
+        """A few of each kind of step of up to so many decodes; `record_next` adds those between them."""
+        shapes = common_shapes(self._model.config, min(max_rows, self._most_rows))
+        first = [shape for shape in shapes if shape.shares_prefixes or shape.tokens in FIRST_SIZES]
+        self._later = [shape for shape in shapes if shape not in first]
+        for shape in first:
             self._record(shape)
+
+    def record_next(self) -> bool:
+        """One of the common steps that are still missing; False when there is none."""
+        while self._later:
+            shape = self._later.pop()
+            if shape not in self._graphs:
+                self._record(shape)
+                return True
+        return False
+
+    def walk(self, shapes: Sequence[Shape]) -> None:
+        """Every kernel launch of these steps and nothing else, for who watches them: on a meta device."""
+        for shape in shapes:
+            self._step(shape)
 
     def replay(self, host: HostBatch, shape: Shape) -> Tensor:
         """Hidden states [T, H]; they hold until the next replay. A shape that was never used is recorded now."""

@@ -20,7 +20,7 @@ class Upload:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._buffers = [pinned(FIRST_BYTES) for _ in range(NUM_BUFFERS)]
+        self._buffers = [pinned(FIRST_BYTES, device) for _ in range(NUM_BUFFERS)]
         self._copied = [torch.cuda.Event() for _ in range(NUM_BUFFERS)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
@@ -34,7 +34,9 @@ class Upload:
         copied = self._copied[self._turn]
         copied.synchronize()
         if num_bytes > self._buffers[self._turn].numel():
-            self._buffers[self._turn] = pinned(max(num_bytes, 2 * self._buffers[self._turn].numel()))
+            self._buffers[self._turn] = pinned(
+                max(num_bytes, 2 * self._buffers[self._turn].numel()), self._device
+            )
         buffer = self._buffers[self._turn]
         view = buffer.numpy()
         for array, offset in zip(arrays, offsets, strict=True):
@@ -46,9 +48,9 @@ class Upload:
         return [_typed(there, offset, array) for array, offset in zip(arrays, offsets, strict=True)]
 
 
-def pinned(num_bytes: int) -> Tensor:
-    """uint8 that the GPU copies from by itself."""
-    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+def pinned(num_bytes: int, device: torch.device) -> Tensor:
+    """uint8 that the GPU copies from by itself; a meta device copies nothing."""
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:

@@ -170,7 +170,8 @@ class RandomWeights(ModelWeights):
         deterministic: bool = False,
     ) -> None:
         super().__init__(dtype, device, quantise=quantise, deterministic=deterministic)
-        self._generator = torch.Generator(device).manual_seed(seed)
+        # A meta device has no values, hence no generator.
+        self._generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def take(self, name: str, *shape: int) -> Tensor:
         if name.endswith("norm.weight"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from shoal_engine.kernels import triton_linear
 from shoal_engine.kernels.fp8_table import Fp8Choice, Fp8Way
 from shoal_engine.kernels.gemm_table import GemmChoice, Method
+from shoal_engine.kernels.gpu import GpuKind
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_quantise import quantise_groups_reference, quantise_rows_reference
 from shoal_engine.layers import gpu_products
@@ -162,7 +163,7 @@ def test_a_feed_forward_of_float8(rows: int) -> None:
 def test_the_layout_that_a_gpu_can_run(
     monkeypatch: pytest.MonkeyPatch, capability: Any, dtype: torch.dtype, float8: bool, layout: type
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(gpu_products, "kind_of", lambda _: GpuKind(capability, 132))
     monkeypatch.setattr(Fp8Weight, "to", lambda self, _: self)
     stored = channels(32, 96)
     matrix = Matrix(

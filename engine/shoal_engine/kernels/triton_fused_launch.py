@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.triton_jit import jit
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,9 +35,9 @@ def trigger(overlap: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 def can_overlap(device: torch.device) -> bool:
-    if INTERPRETED or device.type != "cuda":
+    if INTERPRETED or device.type == "cpu":
         return False
-    return torch.cuda.get_device_capability(device)[0] >= _FIRST_CAPABILITY
+    return kind_of(device).capability[0] >= _FIRST_CAPABILITY
 
 
 def launch_options(overlap: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from shoal_engine.kernels import cublaslt, triton_norm, triton_stream_k
 from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose, choose_silu
+from shoal_engine.kernels.gpu import on_gpu
 from shoal_engine.kernels.triton_float8 import to_bfloat16
 from shoal_engine.kernels.triton_jit import jit
 
@@ -209,7 +210,7 @@ def padded_rows(rows: int) -> int:
 
 def _serves(method: Method, x: Tensor, weight: Tensor) -> bool:
     """Whether a kernel of ours can do what the table, which knows nothing of dtypes and cards, asks."""
-    if method in (Method.CUBLAS, Method.CUBLASLT) or not (x.is_cuda or _INTERPRETED):
+    if method in (Method.CUBLAS, Method.CUBLASLT) or not (on_gpu(x) or _INTERPRETED):
         return False
     if method is Method.PROPOSAL:
         return x.is_cuda and cublaslt.serves(x, weight)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
+from shoal_engine.kernels.gpu import on_gpu
 from shoal_engine.kernels.triton_jit import jit
 from shoal_engine.quantization.fp8 import BLOCK, LARGEST, SMALLEST_PEAK
 
@@ -171,7 +172,7 @@ def quantise_groups_reference(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _launches(x: Tensor) -> bool:
-    return (x.is_cuda or _INTERPRETED) and x.shape[-1] <= MAX_WIDTH
+    return (on_gpu(x) or _INTERPRETED) and x.shape[-1] <= MAX_WIDTH
 
 
 def _warps(block: int) -> int:

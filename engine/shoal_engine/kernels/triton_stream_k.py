@@ -17,6 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from shoal_engine.kernels import gluon_stream_k
 from shoal_engine.kernels.gemm_table import GemmChoice, Method
+from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.stream_plan import SUM_ROWS, StreamPlan, plan_stream
 from shoal_engine.kernels.triton_jit import jit, jit_once
 
@@ -143,7 +144,7 @@ def _sum_tile(  # type: ignore[no-untyped-def]
 def serves(x: Tensor, weight: Tensor) -> bool:
     """Whether the card has the copy engine that the tiles are fetched by, and the operands are such as it takes."""
     right = x.dtype == weight.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 and weight.is_contiguous()
-    return right and (_INTERPRETED or torch.cuda.get_device_capability(x.device)[0] == 9)
+    return right and (_INTERPRETED or kind_of(x.device).capability[0] == 9)
 
 
 def stream(x: Tensor, weight: Tensor, choice: GemmChoice, residual: Tensor | None = None) -> Tensor:
@@ -187,7 +188,7 @@ def _launch(
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+    return 4 if device.type == "cpu" else kind_of(device).processors
 
 
 @functools.cache

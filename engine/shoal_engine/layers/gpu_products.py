@@ -12,6 +12,7 @@ from torch.nn import functional
 from shoal_engine.kernels import triton_linear
 from shoal_engine.kernels.fp8_table import Fp8Choice, Fp8Way, choose_fp8, wide_tile
 from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice
+from shoal_engine.kernels.gpu import kind_of, on_gpu
 from shoal_engine.kernels.triton_norm import silu_mul
 from shoal_engine.kernels.triton_quantise import quantise_groups, quantise_rows, rescale, silu_mul_rows
 from shoal_engine.quantization.fp8 import BLOCK, Fp8Weight
@@ -128,9 +129,7 @@ class BlockFp8Product:
 
 def float8_runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the GPU converts and multiplies float8: Ada, Hopper and later, for models in bfloat16."""
-    if device.type != "cuda" or dtype != torch.bfloat16:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type != "cpu" and dtype == torch.bfloat16 and kind_of(device).capability >= (8, 9)
 
 
 def fp8_product(stored: Fp8Weight, bias: Tensor | None = None) -> Fp8Product | BlockFp8Product:
@@ -144,7 +143,7 @@ def _aligned(n: int, k: int) -> bool:
 
 def _in_whole_blocks(x: Tensor, n: int, k: int) -> bool:
     """torch offers products scaled in blocks on Hopper alone."""
-    hopper = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] == 9
+    hopper = not on_gpu(x) or kind_of(x.device).capability[0] == 9
     return hopper and n % BLOCK == 0 and k % BLOCK == 0
 
 

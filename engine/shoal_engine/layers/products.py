@@ -108,7 +108,7 @@ class QuantisedProduct:
 
 def matrix_product(matrix: Matrix, bias: Tensor | None = None, *, keep_dense: bool = True) -> MatrixProduct:
     """The fastest product on its device. keep_dense: whether memory allows a dense copy beside the stored blocks."""
-    if matrix.device.type == "cuda":
+    if matrix.device.type != "cpu":
         return _gpu_product(matrix, bias)
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return DenseProduct(matrix.dense(), bias)

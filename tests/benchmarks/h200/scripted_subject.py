@@ -31,6 +31,9 @@ class ScriptedSubject:
     def has_work(self) -> bool:
         return bool(self._left or self._waiting)
 
+    def prepare(self) -> None:
+        pass
+
     def step(self) -> Any:
         time.sleep(self.step_s)
         starting, self._waiting = self._waiting[: self.prefills], self._waiting[self.prefills :]

@@ -84,6 +84,9 @@ class ScriptedEngine:
             self.running.pop(request_id, None)
         self.waiting = deque(each for each in self.waiting if each.id not in ids)
 
+    def prepare(self) -> bool:
+        return False
+
     def step(self) -> list[Output]:
         time.sleep(self.script.step_s)
         while self.waiting and len(self.running) < self.script.max_running:
