@@ -84,7 +84,7 @@ class Tally:
         self.wanted = executions
         self.folder = folder
         self.executions = self.accepted = 0
-        self.findings: dict[str, list[str]] = {"crashes": [], "hangs": [], "disagreements": []}
+        self.findings = {"crashes": 0, "hangs": 0, "disagreements": 0}
         self.slowest_s = 0.0
         self.began_s = time.perf_counter()
 
@@ -96,25 +96,28 @@ class Tally:
             check = reply_disagreement if choice and choice[0] & 3 == 3 else disagreement
             found = check(message, [_cut(message, cuts), _between_messages(message)])
         except Exception as error:
-            self.findings["crashes"].append(f"{data!r}: {error!r}")
+            self.found("crashes", f"{data!r}: {error!r}")
         else:
             if found is not None:
-                self.findings["disagreements"].append(f"{data!r}: {found}")
+                self.found("disagreements", f"{data!r}: {found}")
         took_s = time.perf_counter() - began_s
         self.slowest_s = max(self.slowest_s, took_s)
         if took_s > HANG_S:
-            self.findings["hangs"].append(f"{data!r}: {took_s:.1f} s")
+            self.found("hangs", f"{data!r}: {took_s:.1f} s")
         self.executions += 1
         if self.executions == self.wanted:
             self.report()
 
+    def found(self, kind: str, what: str) -> None:
+        """Count a finding; print the first ones of a kind."""
+        self.findings[kind] += 1
+        if self.findings[kind] <= 10:
+            print(f"{kind}: {what}", flush=True)
+
     def report(self) -> None:
-        """Print everything and leave: libFuzzer does not return."""
+        """Print the counts and leave: libFuzzer does not return."""
         took_s = time.perf_counter() - self.began_s
-        for kind, findings in self.findings.items():
-            for finding in findings[:10]:
-                print(f"{kind}: {finding}")
-        counts = ", ".join(f"{len(found)} {kind}" for kind, found in self.findings.items())
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.findings.items())
         rate = self.executions / took_s
         print(
             f"{self.executions} executions in {took_s:.0f} s ({rate:.0f}/s, slowest {self.slowest_s * 1e3:.0f} ms)"
