@@ -113,6 +113,7 @@ class Router:
         self.endpoints.on_add.append(lambda endpoint: self.index.add(endpoint.slot, self._blocks(endpoint)))
         self.endpoints.on_remove.append(lambda endpoint: self.index.remove(endpoint.slot))
         self.endpoints.on_change.append(self._models.changed)
+        self.endpoints.on_change.append(self._proxy.interrupted.changed)
         self.endpoints.on_change.append(self._held.changed)
 
     @property

@@ -1,13 +1,14 @@
-"""One try at one replica: take or open a connection, send the request, hand the reply to its exchange.
+"""One try at one replica: take or open a connection, send the request, hand the reply to its owner.
 
-Repeats nothing. A reply that may be a refusal before any work is withheld until it is whole, then judged.
+Repeats nothing. Two kinds of reply are withheld: what may be a refusal before any work, until it is whole and can be
+judged; and the head of an event stream without an event, for many engines send it before they have room.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import BadReply
@@ -17,43 +18,60 @@ from shoal_router.refusal import Refusal, may_be_refusal
 from shoal_router.retry import STALE_WITHIN_S
 from shoal_router.upstream import ReplyHead, UpstreamConnection
 
-if TYPE_CHECKING:
-    from shoal_router.exchange import Exchange
+
+class Owner(Protocol):
+    """Whose request it is. Hears `attempt_failed`, or `reply_began` and then `reply_ended` or `reply_broke`."""
+
+    blocked: bool  # whether the reply has to wait for the client
+
+    def attempt_failed(self, failure: Failure, cause: Exception | None = None) -> None:
+        """Nothing of a reply came, or one that says that nothing was done."""
+
+    def reply_began(self, head: ReplyHead, body: bytes) -> Callable[[bytes], None]:
+        """A reply worth passing on. Returns what takes its further bytes."""
+
+    def reply_ended(self) -> None: ...
+
+    def reply_broke(self, error: Exception) -> None: ...
 
 
 class Attempt:
-    """One request on one replica: the sink of its upstream connection.
-
-    Tells its exchange one of `attempt_failed`, or `reply_began` and then `reply_ended` or `reply_broke`.
-    """
+    """One request on one replica: the sink of its upstream connection. `owner` may change while it lasts."""
 
     __slots__ = (
         "_connecting",
         "_connection",
-        "_exchange",
+        "_head",
         "_now",
         "_passes",
         "_refusal",
         "_reused",
+        "owner",
         "placement",
         "sent_s",
     )
 
-    def __init__(self, exchange: Exchange, placement: Placement, now: Callable[[], float]) -> None:
+    def __init__(self, owner: Owner, placement: Placement, now: Callable[[], float]) -> None:
+        self.owner = owner
         self.placement = placement
         self.sent_s = 0.0
-        self._exchange = exchange
         self._now = now
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._reused = False
         self._refusal: Refusal | None = None  # may yet be repeated elsewhere
+        self._head: ReplyHead | None = None  # of an event stream without an event
         self._passes: Callable[[bytes], None] | None = None  # takes the reply's bytes once it has begun
 
     @property
     def sent(self) -> bool:
         """Whether it has come as far as a connection."""
         return self._connection is not None
+
+    @property
+    def begun(self) -> bool:
+        """Whether its reply is being passed on."""
+        return self._passes is not None
 
     @property
     def name(self) -> str:
@@ -74,6 +92,11 @@ class Attempt:
             self._connecting.cancel()
         if self._connection is not None:
             self._connection.abort()
+
+    def first_byte(self) -> None:
+        """Its prompt is computed."""
+        placement = self.placement
+        placement.endpoint.first_byte(placement.uncached_tokens, placement.stamp)
 
     def end(self) -> Endpoint:
         """Take the request off its replica's account."""
@@ -99,7 +122,7 @@ class Attempt:
                 raise ConnectionResetError("closed at once")
         except OSError as error:
             self._connecting = None
-            self._exchange.attempt_failed(Failure.CONNECT, error)
+            self.owner.attempt_failed(Failure.CONNECT, error)
         else:
             self._connecting = None
             self._send(connection, head, body, reused=False)
@@ -109,7 +132,7 @@ class Attempt:
         self._reused = reused
         self.sent_s = self._now()
         connection.send(self, head, body)
-        if self._exchange.blocked:
+        if self.owner.blocked:
             connection.pause()
 
     # What UpstreamConnection calls
@@ -117,30 +140,37 @@ class Attempt:
     def reply_started(self, head: ReplyHead, body: bytes) -> None:
         if may_be_refusal(head):
             self._refusal = Refusal(head, body)
+        elif head.event_stream and not body:
+            self._head = head
         else:
-            self._passes = self._exchange.reply_began(head, body)
+            self._passes = self.owner.reply_began(head, body)
 
     def reply_data(self, data: bytes) -> None:
         if self._passes is not None:
             self._passes(data)
+        elif self._head is not None:
+            self._passes = self.owner.reply_began(self._head, data)
         elif self._refusal is not None and not self._refusal.add(data):
-            self._passes = self._exchange.reply_began(self._refusal.head, self._refusal.body)
+            self._passes = self.owner.reply_began(self._refusal.head, self._refusal.body)
 
     def reply_ended(self) -> None:
-        if self._passes is None:
+        if self._head is not None and self._passes is None:
+            self._passes = self.owner.reply_began(self._head, b"")
+        elif self._passes is None:
             assert self._refusal is not None
             if (failure := self._refusal.failure()) is not None:
-                self._exchange.attempt_failed(failure)
+                self.owner.attempt_failed(failure)
                 return
-            self._exchange.reply_began(self._refusal.head, self._refusal.body)
-        self._exchange.reply_ended()
+            self._passes = self.owner.reply_began(self._refusal.head, self._refusal.body)
+        self.owner.reply_ended()
 
     def reply_failed(self, error: Exception) -> None:
+        answered = self._refusal is not None or self._head is not None
         if self._passes is not None:
-            self._exchange.reply_broke(error)
+            self.owner.reply_broke(error)
         elif isinstance(error, BadReply):
-            self._exchange.attempt_failed(Failure.BAD_REPLY, error)
-        elif self._reused and self._refusal is None and self._now() - self.sent_s < STALE_WITHIN_S:
-            self._exchange.attempt_failed(Failure.STALE, error)
+            self.owner.attempt_failed(Failure.BAD_REPLY, error)
+        elif self._reused and not answered and self._now() - self.sent_s < STALE_WITHIN_S:
+            self.owner.attempt_failed(Failure.STALE, error)
         else:
-            self._exchange.attempt_failed(Failure.LOST, error)
+            self.owner.attempt_failed(Failure.LOST, error)

@@ -13,6 +13,7 @@ RouterError
 ├── ReplicasFull          429  every replica has all that it takes, and the time or room to wait is used up
 ├── RateLimited           429  this key has used what it may ask
 ├── HeadTooLarge          431  too many or too long header lines
+├── RequestQuarantined    500  replicas died with this very request; it is not tried again for a while
 ├── BadReply              502  a replica answered something that is not one HTTP reply
 ├── NoReplicaReady        503  the model is known, nobody can take the request now; come back later
 ├── RouterDraining        503  this router is shutting down
@@ -131,6 +132,11 @@ class HeadTooLarge(RouterError):
     status = 431
     type = "invalid_request_error"
     code = "headers_too_large"
+
+
+class RequestQuarantined(RouterError):
+    status = 500
+    code = "request_quarantined"
 
 
 class BadReply(RouterError):

@@ -1,9 +1,9 @@
-"""One proxied request, from the client's last byte to the reply's: try, try elsewhere, pass on, account.
+"""One proxied request, from the client's last byte to the reply's: try, try elsewhere, pass on.
 
 Nothing is committed to the client before the first byte of a reply worth passing on; until then a failed
 attempt is repeated on another replica. After that the reply's bytes go through as they come, and a replica
-that dies leaves a typed error in the stream and a cut connection, never a silent end. Callbacks only: a
-request costs no task and no timer unless a connection has to be opened. Sockets are attempt.py's.
+that dies leaves a typed error in the stream and a cut connection, never a silent end; a stream that can be resumed is
+handed to resumable_stream.py. Callbacks only: a request costs no task and no timer unless a connection has to be opened.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 from shoal_router.attempt import Attempt
 from shoal_router.connection import ClientConnection
-from shoal_router.endpoints import Endpoint
-from shoal_router.errors import ReplicaLost, ReplicasFull, ReplicaTimeout, RouterError
-from shoal_router.failure import Failure, error_of
+from shoal_router.errors import ReplicasFull, ReplicaTimeout, RouterError
+from shoal_router.failure import Failure, error_of, lost_error, outcome_of
 from shoal_router.prompt import Prompt, Work
+from shoal_router.proxied import Proxied
 from shoal_router.relay import Relay
 from shoal_router.request import Request
-from shoal_router.retry import FRESH, may_retry
+from shoal_router.resumable_stream import ResumableStream
+from shoal_router.resume import state_of
+from shoal_router.retry import may_retry
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Overdue, overdue
 from shoal_router.upstream import ReplyHead
@@ -28,45 +30,22 @@ from shoal_router.usage import read_usage
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
 
-CLIENT_CLOSED_REQUEST = 499  # in metrics only; nobody is there to receive it
 
+class Exchange(Proxied):
+    """One request with one reply, whole or broken off."""
 
-class Exchange:
-    """One request: makes its attempts, and is the answering party of its client connection."""
-
-    __slots__ = (
-        "_attempt",
-        "_client",
-        "_failure",
-        "_history",
-        "_last_piece_s",
-        "_prompt",
-        "_proxy",
-        "_relay",
-        "_request",
-        "_tried",
-        "blocked",
-        "started_s",
-        "waits_until_s",
-    )
+    __slots__ = ("_failure", "_relay", "waits_until_s")
 
     def __init__(self, proxy: Proxy, client: ClientConnection, request: Request, prompt: Prompt) -> None:
-        self._proxy = proxy
-        self._client = client
-        self._request = request
-        self._prompt = prompt
-        self.started_s = self._last_piece_s = proxy.now()
+        super().__init__(proxy, client, request, prompt, proxy.now())
         self.waits_until_s = 0.0
-        self.blocked = False  # the client reads slower than the reply comes
-        self._history = FRESH
-        self._tried: list[Endpoint] = []
         self._failure: RouterError | None = None  # of the last attempt
-        self._attempt: Attempt | None = None  # under way
         self._relay: Relay | None = None  # set when a reply is committed
+        self._kept = prompt.stream and prompt.work is Work.GENERATE and proxy.keep(len(request.body))
 
     def attempt(self) -> None:
         """Choose a replica and send the request there."""
-        proxy, request = self._proxy, self._request
+        proxy = self._proxy
         try:
             placement = proxy.placer.place(self._prompt, self._tried)
         except RouterError as error:
@@ -75,21 +54,18 @@ class Exchange:
             else:
                 proxy.held.wait(self, self._prompt.model, error)
             return
-        attempt = self._attempt = Attempt(self, placement, proxy.now)
-        # After a stale connection a fresh one: the others in the pool may be as old.
-        head = request.head_for(placement.endpoint.authority, placement.chain_line)
-        attempt.send(head, request.body, fresh=bool(self._history.stale))
+        self._send(self._request, placement)
 
     def refuse(self, error: RouterError) -> None:
         """The client gets an error instead of a reply."""
-        self._close_books(error.status)
+        self._leave(error.status)
         self._client.fail(error)
 
     # What its attempt calls
 
     def attempt_failed(self, failure: Failure, cause: Exception | None = None) -> None:
         """An attempt ended before anything was committed: repeat it elsewhere or give up."""
-        proxy = self._proxy
+        proxy, past = self._proxy, self._history
         endpoint = self._end_attempt()
         if failure is Failure.FULL:
             # No fault, and no retry that the budget counts: the next report, or an end there, opens it again.
@@ -97,40 +73,57 @@ class Exchange:
             proxy.metrics.retries[failure] += 1
             self.attempt()
             return
-        if failure is Failure.REFUSED:
-            proxy.observe(endpoint, Outcome.NOT_READY)
-        elif failure is not Failure.STALE:
-            proxy.observe(endpoint, Outcome.HARD_FAULT)
-        past = self._history
-        others_retrying = proxy.retrying - (past.retries > 0)
+        if (outcome := outcome_of(failure)) is not None:
+            proxy.observe(endpoint, outcome)
         self._failure = error_of(failure, endpoint.name, cause)
+        after = past.after(failure)
+        others = proxy.retrying - (past.retries > 0)
         limits = proxy.settings.retries
-        if not may_retry(failure, past, limits, active=len(proxy.active), retrying=others_retrying):
+        if may_retry(failure, past, limits, active=len(proxy.active), retrying=others):
+            self._history = after
+            proxy.retrying += (after.retries > 0) - (past.retries > 0)
+            if failure is not Failure.STALE:
+                self._tried.append(endpoint)
+            proxy.metrics.retries[failure] += 1
+            self.attempt()
+        elif after.poisonous:
+            self.refuse(proxy.quarantine.put(self._request, proxy.now()))
+        else:
             self.refuse(self._failure)
-            return
-        self._history = past.after(failure)
-        if failure is not Failure.STALE:
-            self._tried.append(endpoint)
-            proxy.retrying += past.retries == 0
-        proxy.metrics.retries[failure] += 1
-        self.attempt()
 
     def reply_began(self, head: ReplyHead, body: bytes) -> Callable[[bytes], None]:
-        """From here on the client sees this replica's reply. Returns what takes the rest of its bytes."""
-        assert self._attempt is not None
-        placement = self._attempt.placement
-        self._request.body = b""  # it is sent nowhere else, and streams may last
-        endpoint = placement.endpoint
-        endpoint.first_byte(placement.uncached_tokens, placement.stamp)
+        """From here on the client sees this replica's reply."""
+        proxy, attempt = self._proxy, self._attempt
+        assert attempt is not None
+        attempt.first_byte()
+        endpoint = attempt.placement.endpoint
         # 503 and 429 say that it is busy, and a 4xx is the client's doing: neither is a fault.
         fault = head.status >= 500 and head.status != 503
-        self._proxy.observe(endpoint, Outcome.SOFT_FAULT if fault else Outcome.SUCCESS)
-        self._last_piece_s = now = self._proxy.now()
-        self._proxy.metrics.first_byte.observe(now - self.started_s)
-        relay = self._relay = Relay(self._client, head, http10=self._request.http10)
+        proxy.observe(endpoint, Outcome.SOFT_FAULT if fault else Outcome.SUCCESS)
+        self._last_piece_s = now = proxy.now()
+        proxy.metrics.first_byte.observe(now - self.started_s)
         added = b"x-shoal-replica: %b\r\nx-request-id: %b\r\n" % (endpoint.label, self._request.request_id)
+        state = state_of(head) if self._kept else None
+        if state is not None:
+            return self._hand_over(attempt, head, state).begin(body, added)
+        self._let_go()
+        relay = self._relay = Relay(self._client, head, http10=self._request.http10)
         relay.start(body, added)
         return relay.piece
+
+    def _hand_over(self, attempt: Attempt, head: ReplyHead, state: bytes) -> ResumableStream:
+        self._proxy.active.discard(self)
+        return ResumableStream(
+            self._proxy,
+            self._client,
+            self._request,
+            self._prompt,
+            self.started_s,
+            attempt=attempt,
+            history=self._history,
+            head=head,
+            state=state,
+        )
 
     def reply_ended(self) -> None:
         """The whole reply has been passed on."""
@@ -142,50 +135,39 @@ class Exchange:
             if usage is not None:
                 self._proxy.placer.settle(attempt.placement, self._prompt, usage)
         self._end_attempt()
-        self._close_books(relay.status)
+        self._leave(relay.status)
         relay.finish()
 
     def reply_broke(self, error: Exception) -> None:
         """The replica died in the middle of a committed reply."""
         assert self._attempt is not None
-        lost = f"replica {self._attempt.name} died while it was answering: {error}; send the request again"
-        self._break_off(ReplicaLost(lost))
+        self._break_off(lost_error(self._attempt.name, error), Outcome.HARD_FAULT)
 
-    def _break_off(self, error: RouterError, *, fault: bool = True) -> None:
+    def _break_off(self, error: RouterError, outcome: Outcome | None) -> None:
         """A committed reply will not be completed."""
-        relay, attempt = self._relay, self._attempt
+        proxy, relay, attempt = self._proxy, self._relay, self._attempt
         assert relay is not None
         assert attempt is not None
         endpoint = self._end_attempt()
-        if fault:
-            self._proxy.observe(endpoint, Outcome.HARD_FAULT)
-        self._proxy.metrics.broken_replies += 1
-        self._close_books(relay.status)
+        if outcome is not None:
+            proxy.observe(endpoint, outcome)
+        proxy.metrics.broken_replies += 1
+        self._leave(relay.status)
         relay.break_off(error, attempt.at_chunk_boundary)
 
     # What its client connection calls
 
     def client_lost(self) -> None:
-        if self._attempt is not None:
-            self._attempt.abort()
-            self._end_attempt()
-        self._proxy.metrics.client_disconnects += 1
-        self._close_books(CLIENT_CLOSED_REQUEST)
-
-    def client_blocked(self) -> None:
-        self.blocked = True
-        if self._attempt is not None:
-            self._attempt.pause()
+        self._drop_held()
+        super().client_lost()
 
     def client_unblocked(self) -> None:
-        self.blocked = False
         if self._relay is not None:
             self._relay.fresh = True
-        if self._attempt is not None:
-            self._attempt.resume()
+        super().client_unblocked()
 
     def check_timeouts(self, now: float) -> None:
-        """Called by the proxy's sweep. A blocked client is the listener's to judge."""
+        """A blocked client is the listener's to judge."""
         attempt, relay = self._attempt, self._relay
         if attempt is None or not attempt.sent or self.blocked:
             return  # connecting has its own timeout
@@ -203,29 +185,18 @@ class Exchange:
         attempt.abort()
         fault = late is not Overdue.TOTAL
         if relay is not None:
-            self._break_off(ReplicaTimeout(f"replica {attempt.name}: {late.value}"), fault=fault)
+            error = ReplicaTimeout(f"replica {attempt.name}: {late.value}")
+            self._break_off(error, Outcome.HARD_FAULT if fault else None)
         elif fault:
             self.attempt_failed(Failure.TIMEOUT)
         else:
             self._end_attempt()
             self.refuse(ReplicaTimeout(late.value))
 
-    # Accounts
+    def _leave(self, status: int) -> None:
+        self._drop_held()
+        self._close_books(status)
 
-    def _end_attempt(self) -> Endpoint:
-        attempt = self._attempt
-        assert attempt is not None
-        self._attempt = None
-        endpoint = attempt.end()
+    def _drop_held(self) -> None:
         if self._proxy.held.queues:
-            self._proxy.held.changed()
-        return endpoint
-
-    def _close_books(self, status: int) -> None:
-        proxy = self._proxy
-        proxy.active.discard(self)
-        if proxy.held.queues:
-            proxy.held.drop(self, self._prompt.model)
-        proxy.demand.ended(self._prompt.model)
-        proxy.retrying -= self._history.retries > 0
-        proxy.metrics.finished(self._prompt.model, status, proxy.now() - self.started_s)
+            self._proxy.held.drop(self, self._prompt.model)

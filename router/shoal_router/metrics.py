@@ -37,6 +37,8 @@ class Metrics:
         self.requests: Counter[tuple[str, int]] = Counter()  # (model, status) of proxied requests that ended
         self.errors: Counter[str] = Counter()  # code of every error that the router itself reported
         self.retries: Counter[str] = Counter()
+        self.resumes: Counter[str] = Counter()  # what became of streams whose replica died
+        self.resumed_tokens = 0
         self.duration = Histogram()
         self.first_byte = Histogram()
         self.broken_replies = 0

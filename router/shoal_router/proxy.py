@@ -14,10 +14,14 @@ from shoal_router.endpoints import Endpoint
 from shoal_router.exchange import Exchange
 from shoal_router.gate import Gate
 from shoal_router.held import Held
+from shoal_router.interrupted import Interrupted
 from shoal_router.metrics import Metrics
 from shoal_router.placement import Placer
 from shoal_router.prompt import Prompt, Work
+from shoal_router.proxied import Proxied
+from shoal_router.quarantine import Quarantine
 from shoal_router.request import Request
+from shoal_router.resume import ResumeSettings
 from shoal_router.retry import RetryLimits
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Timeouts
@@ -28,6 +32,7 @@ from shoal_router.usage import AnswerTokens
 class ProxySettings:
     retries: RetryLimits = field(default_factory=RetryLimits)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    resume: ResumeSettings = field(default_factory=ResumeSettings)
 
 
 class Proxy:
@@ -55,11 +60,16 @@ class Proxy:
         self.answers = answers
         self.observe = observe
         self.now = now
-        self.active: set[Exchange] = set()
+        self.interrupted = Interrupted(now)
+        self.quarantine = Quarantine()
+        self.active: set[Proxied] = set()
         self.retrying = 0
+        self.kept_bytes = 0  # request bodies of streams that can be resumed, or will be
 
     def begin(self, request: Request, client: ClientConnection, prompt: Prompt) -> None:
-        """Proxy one request; the client gets a reply or an error. Raises RateLimited."""
+        """Proxy one request; the client gets a reply or an error. Raises RateLimited or RequestQuarantined."""
+        if len(self.quarantine):
+            self.quarantine.check(request, self.now())
         request.grant = self.gate.begin(request, prompt)
         exchange = Exchange(self, client, request, prompt)
         self.active.add(exchange)
@@ -70,9 +80,18 @@ class Proxy:
         else:
             exchange.attempt()
 
+    def keep(self, body_bytes: int) -> bool:
+        """Whether a body of so many bytes may be kept for a stream to be resumed; it is counted then."""
+        resume = self.settings.resume
+        if not resume.enabled or self.kept_bytes + body_bytes > resume.kept_bytes:
+            return False
+        self.kept_bytes += body_bytes
+        return True
+
     def sweep(self) -> None:
         """Enforce timeouts; call it about once a second."""
         self.held.sweep()
+        self.interrupted.sweep()
         now = self.now()
-        for exchange in list(self.active):
-            exchange.check_timeouts(now)
+        for proxied in list(self.active):
+            proxied.check_timeouts(now)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
-from shoal_router.failure import Failure
+from shoal_router.failure import Failure, read_last_word
 from shoal_router.upstream import ReplyHead
 
 MAX_BYTES = 64 * 1024
-_NOT_BEGUN = re.compile(rb'"code"\s*:\s*"(?:draining|engine_unavailable)"')
 
 
 def may_be_refusal(head: ReplyHead) -> bool:
@@ -38,4 +35,5 @@ class Refusal:
         """What the whole reply means; None when it is for the client after all."""
         if self.head.status == 429:
             return Failure.FULL
-        return Failure.REFUSED if self.head.not_started or _NOT_BEGUN.search(self.body) else None
+        # Without that word an engine has died with the request, perhaps of it.
+        return Failure.REFUSED if self.head.not_started else read_last_word(self.body)

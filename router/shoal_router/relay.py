@@ -20,13 +20,12 @@ TAIL_PIECES = 4  # usage, [DONE] and the last chunk may come in a piece each
 class Relay:
     """One committed reply. `fresh` is set by every piece; whoever watches for silence clears it."""
 
-    __slots__ = ("_client", "_close", "_event_stream", "_head", "_unchunker", "_write", "fresh", "tail")
+    __slots__ = ("_client", "_close", "_head", "_unchunker", "_write", "fresh", "tail")
 
     def __init__(self, client: ClientConnection, head: ReplyHead, *, http10: bool) -> None:
         self._client = client
         self._close = client.closes_after_reply or head.until_close
         self._head = head
-        self._event_stream = head.content_type.lower().startswith(b"text/event-stream")
         self._unchunker = Unchunker(client.write) if http10 and head.chunked else None
         self._write = client.write if self._unchunker is None else self._unchunker.feed
         self.tail: deque[bytes] = deque(maxlen=TAIL_PIECES)
@@ -63,7 +62,7 @@ class Relay:
 
         A stream says so in a last event; every client sees a cut connection.
         """
-        if not self._event_stream or not self._at_event_boundary():
+        if not self._head.event_stream or not self._at_event_boundary():
             self._client.abort()
             return
         event = replies.error_event(error)

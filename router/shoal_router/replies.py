@@ -13,6 +13,7 @@ PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE = b"connection: close\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -30,6 +31,7 @@ _NOT_PASSED_ON = frozenset(
         b"upgrade",
         b"x-request-id",
         b"x-shoal-replica",
+        b"x-shoal-resume",
     )
 )
 

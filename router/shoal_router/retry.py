@@ -1,19 +1,22 @@
-"""Whether a failed attempt may be repeated on another replica.
+"""Whether a failed attempt may be repeated on another replica, and whether a broken-off stream may go on there.
 
-Pure; only asked before the first byte went out.
+Pure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal_router.failure import Failure
 
 BUDGET_FLOOR = 3  # retries at a time that are always allowed
 GONE = (Failure.CONNECT, Failure.LOST, Failure.REFUSED)
+DEATHS = (Failure.LOST, Failure.TIMEOUT, Failure.BAD_REPLY)  # the replica may have died of this very request
 # A connection that the replica had closed while it lay idle fails within a round trip; later the replica
 # itself died.
 STALE_WITHIN_S = 0.25
+MAX_FRUITLESS = 2  # replicas that died with a request before it got a token there
+MAX_DEATHS = 5  # of the replicas of one stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +29,36 @@ class RetryLimits:
 class History:
     """What one request has been through."""
 
-    retries: int = 0
-    stale: int = 0
-    deaths: int = 0  # replicas that may have died of this very request
+    retries: int = 0  # before a reply began
+    stale: int = 0  # connections, since a reply last began
+    deaths: int = 0  # replicas that may have died of this very request, silent ones included
+    fruitless: int = 0  # of these, died before it got a token there
 
-    def after(self, failure: Failure) -> History:
-        died = failure in (Failure.LOST, Failure.TIMEOUT, Failure.BAD_REPLY)
+    def after(self, failure: Failure, *, begun: bool = False, fruitful: bool = False) -> History:
+        """`begun`: its client has seen a part of the answer; `fruitful`: it got a token from this replica."""
         if failure is Failure.STALE:
-            return History(self.retries, self.stale + 1, self.deaths)
-        return History(self.retries + 1, self.stale, self.deaths + died)
+            return replace(self, stale=self.stale + 1)
+        died = failure in DEATHS
+        return History(
+            retries=self.retries + (not begun),
+            stale=0 if fruitful else self.stale,
+            deaths=self.deaths + died,
+            fruitless=self.fruitless + (died and not fruitful and failure is not Failure.TIMEOUT),
+        )
+
+    @property
+    def poisonous(self) -> bool:
+        """Whether one more replica should not be put at risk."""
+        return self.fruitless >= MAX_FRUITLESS
 
 
 FRESH = History()
 
 
 def may_retry(failure: Failure, past: History, limits: RetryLimits, *, active: int, retrying: int) -> bool:
-    """`active` requests are in progress; `retrying` of the others are not on their first attempt."""
+    """Before a reply has begun. `active` requests are in progress; `retrying` of the others are not on their first
+    attempt.
+    """
     if failure is Failure.STALE:
         return past.stale == 0  # costs the fleet nothing: the replica never saw the request
     if past.after(failure).deaths > 1:
@@ -51,3 +68,11 @@ def may_retry(failure: Failure, past: History, limits: RetryLimits, *, active: i
     # The requests of a replica that is gone move on at once, however many they are: each moves once at little cost.
     moves = past.retries == 0 and failure in GONE
     return moves or retrying < max(BUDGET_FLOOR, limits.budget * active)
+
+
+def may_resume(history: History) -> bool:
+    """After a stream has begun; `history` includes its last failure.
+
+    No budget: what is resumed is no more than what was running, and giving it up would waste what was computed.
+    """
+    return history.deaths <= MAX_DEATHS and not history.poisonous and history.stale <= 1

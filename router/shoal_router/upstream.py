@@ -35,6 +35,10 @@ class ReplyHead(msgspec.Struct, frozen=True):
     until_close: bool
 
     @property
+    def event_stream(self) -> bool:
+        return self.content_type.lower().startswith(b"text/event-stream")
+
+    @property
     def not_started(self) -> bool:
         """Whether an engine says that it has done nothing for the request."""
         return any(name == _NOT_STARTED for name, _ in self.headers)

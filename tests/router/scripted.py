@@ -63,6 +63,8 @@ def chunk(data: bytes) -> bytes:
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+PING = chunk(b": ping\n\n")
+STREAM_BEGUN = STREAM_HEAD + PING  # a head alone is withheld by the router: it tells of no admission
 
 
 async def answer_name(request: Received, writer: asyncio.StreamWriter) -> None:
@@ -74,7 +76,7 @@ def stream_until(release: asyncio.Event) -> Script:
     """Begins a stream at once, and ends it well when `release` is set."""
 
     async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD)
+        writer.write(STREAM_BEGUN)
         await release.wait()
         writer.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
 

@@ -13,6 +13,7 @@ from tests.router.conftest import Run
 from tests.router.scripted import (
     FAST,
     LAST_CHUNK,
+    PING,
     Received,
     Replica,
     chat,
@@ -136,7 +137,7 @@ def test_replicas_may_be_added_and_taken_away_while_running(run: Run) -> None:
             await r.state("healthy")
             assert (await r.ask(post())).headers["x-shoal-replica"] == second.url
             release.set()
-            end = chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+            end = PING + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
             assert await client.reader.readexactly(len(end)) == end, "what it had begun it finishes"
             r.discovery.set([Address.from_url(first.url), Address.from_url(second.url)])
             await r.state("healthy", "healthy")
@@ -162,7 +163,7 @@ def test_drain_finishes_running_requests_and_takes_no_new_ones(run: Run) -> None
                 await asyncio.open_connection("127.0.0.1", port)
             assert not stopping.done()
             release.set()
-            assert await running.rest() == chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+            assert await running.rest() == PING + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
             running.close()
             assert await stopping
 

@@ -16,7 +16,8 @@ from tests.router.conftest import Run
 from tests.router.scripted import (
     FAST,
     LAST_CHUNK,
-    STREAM_HEAD,
+    PING,
+    STREAM_BEGUN,
     Client,
     Received,
     Replica,
@@ -94,7 +95,7 @@ def test_router_that_ends_serves_on_for_a_while_and_says_goodbye_with_each_reply
         if b"stream" not in request.body:
             writer.write(reply(b"{}"))
             return
-        writer.write(STREAM_HEAD)
+        writer.write(STREAM_BEGUN)
         await release.wait()
         writer.write(END)
 
@@ -115,7 +116,7 @@ def test_router_that_ends_serves_on_for_a_while_and_says_goodbye_with_each_reply
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await client.rest() == b""
             release.set()
-            assert await streaming.reader.readexactly(len(END)) == END
+            assert await streaming.reader.readexactly(len(PING + END)) == PING + END
             answer = await streaming.ask(post())
             assert (answer.status, answer.headers["connection"]) == (200, "close"), "nobody had told it"
             assert not stopping.done()
@@ -151,7 +152,7 @@ def test_evicted_pod_is_dropped_at_once_and_finishes_what_it_has(run: Run) -> No
 
     async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
         if b"stream" in request.body:
-            writer.write(STREAM_HEAD)
+            writer.write(STREAM_BEGUN)
         await release.wait()
         writer.write(END if b"stream" in request.body else reply(b'{"whole":1}'))
 
@@ -178,7 +179,7 @@ def test_evicted_pod_is_dropped_at_once_and_finishes_what_it_has(run: Run) -> No
                 assert (await c.ask(post())).headers["x-shoal-replica"] == "b"
             assert [e.in_flight for e in c.router.endpoints.leaving] == [2]
             release.set()
-            assert await stream.reader.readexactly(len(END)) == END
+            assert await stream.reader.readexactly(len(PING + END)) == PING + END
             answer = await whole.answer()
             assert (answer.json, answer.headers["x-shoal-replica"]) == ({"whole": 1}, "a")
             assert c.router.endpoints.leaving == []

@@ -22,6 +22,7 @@ from tests.router.conftest import Run
 from tests.router.scripted import (
     FAST,
     LAST_CHUNK,
+    PING,
     Answer,
     Client,
     Replica,
@@ -111,7 +112,7 @@ def test_cordoned_pod_gets_nothing_new_and_finishes_what_it_has(run: Run) -> Non
                 assert (await c.ask(post())).headers["x-shoal-replica"] == "b"
             assert len(first.requests) == 1
             release.set()
-            end = chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+            end = PING + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
             assert await running.reader.readexactly(len(end)) == end
             running.close()
         await first.kill()

@@ -16,6 +16,7 @@ from shoal_api.options import RouterOptions
 from shoal_router.settings import RouterSettings
 from tests.router.scripted import (
     LAST_CHUNK,
+    PING,
     Client,
     Received,
     Replica,
@@ -75,7 +76,7 @@ def test_sigterm_finishes_what_runs_and_exits_with_zero(environment: dict[str, s
             await asyncio.sleep(0.2)
             assert process.poll() is None
             release.set()
-            assert await client.rest() == chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+            assert await client.rest() == PING + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
             client.close()
             assert await asyncio.to_thread(process.wait, 10) == 0
         finally:

@@ -19,6 +19,7 @@ from tests.router.conftest import Run
 from tests.router.scripted import (
     FAST,
     LAST_CHUNK,
+    STREAM_BEGUN,
     STREAM_HEAD,
     Client,
     Received,
@@ -313,12 +314,18 @@ def test_refused_connection_is_repeated_elsewhere_unseen(run: Run) -> None:
     run(scenario())
 
 
-def test_request_that_kills_two_replicas_is_not_handed_round(run: Run) -> None:
+def test_request_that_kills_two_replicas_is_quarantined(run: Run) -> None:
     async def scenario() -> None:
         async with rig(*[Replica(script=then_die(wait=0.3)) for _ in range(4)]) as r:
-            answer = await r.ask(post())
-            assert (answer.status, answer.code) == (503, "replica_lost")
+            for _ in range(3):
+                answer = await r.ask(post())
+                assert (answer.status, answer.code) == (500, "request_quarantined")
+                assert "600 s" in answer.json["error"]["message"]
             assert sum(len(replica.requests) for replica in r.replicas) == 2
+            for replica in r.replicas:
+                replica.script = fixed(reply(b"{}"))
+            assert (await r.ask(post(body=chat("another")))).status == 200
+            assert r.router._proxy.quarantine.total == 1
 
     run(scenario())
 
@@ -535,7 +542,7 @@ def test_client_that_leaves_aborts_the_replicas_work_within_100_ms(
 ) -> None:
     async def script(request: Received, writer: asyncio.StreamWriter) -> None:
         if point is begun:
-            writer.write(STREAM_HEAD)
+            writer.write(STREAM_BEGUN)
         await asyncio.Event().wait()
 
     async def scenario() -> None:

@@ -14,7 +14,7 @@ from shoal_router.state_server import StateServer
 from tests.router.cluster import DEPLOYMENTS, PODS, Cluster, llm, pod
 from tests.router.conftest import Run
 from tests.router.scripted import (
-    STREAM_HEAD,
+    STREAM_BEGUN,
     Client,
     Received,
     Replica,
@@ -58,7 +58,7 @@ def standing(state: pb.State, name: str) -> int | None:
 
 
 async def endless(request: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(STREAM_HEAD)
+    writer.write(STREAM_BEGUN)
     await asyncio.Event().wait()
 
 
