@@ -213,6 +213,10 @@ class RouterOptions(RoutingOptions):
         default=None,
         description="YAML or JSON file of keys with tenants and limits, read again when it changes.",
     )
+    max_held_bytes: Bytes = Field(
+        default=256 * 2**20,
+        description="Bytes of all requests that wait in the router; further ones get 429.",
+    )
     engine_api_key: Key | None = Field(
         default=None, description="Key that the engines ask for; a client's own never reaches them then."
     )

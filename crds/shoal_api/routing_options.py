@@ -49,10 +49,16 @@ class Overload(Strict):
     """Requests that arrive while every replica is full."""
 
     queue_s: SecondsOrNone = Field(
-        default=5.0, description="Seconds that a request waits for a replica with room before it gets 429."
+        default=5.0,
+        description="Seconds that a request waits for a replica with room; one that would wait longer gets 429 at once.",
     )
     max_queued: Queued = Field(
-        default=1024, description="Requests that may wait for a replica with room; further ones get 429."
+        default=1024,
+        description="Requests that may wait for a replica with room, of one tenant half of them; further ones get 429.",
+    )
+    look_ahead_percent: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=12,
+        description="Requests that may wait inside a replica, in percent of those it computes at once; at least two.",
     )
 
 

@@ -16,6 +16,7 @@ from shoal_router.discovery import Address
 from shoal_router.pool import Pool
 from shoal_router.standing import Standing, State
 
+LEAST_AHEAD = 2  # requests that may always wait in a replica, so that none of its seats is empty for long
 DEFAULT_KV_TOKENS = 65_536  # until the engine has told the size of its cache
 FULL_KV_USAGE = 0.95  # share in use from which on a request waits for others' blocks
 
@@ -106,14 +107,26 @@ class Endpoint:
     def has_room(self) -> bool:
         return self.in_flight + self.elsewhere < self.ceiling
 
+    def takes_more(self, look_ahead: float) -> bool:
+        """Whether it may be given one more request, when beside those that it computes only this share of them is to
+        wait there: what waits in the router can still go elsewhere, or let others go first.
+        """
+        count = self.in_flight + self.elsewhere
+        if count >= self.ceiling:
+            return False
+        return count < self.seats or count < self.seats + max(LEAST_AHEAD, look_ahead * self.seats)
+
     def serves(self, model: str) -> bool:
         return any(name == model for name, _ in self.report.models)
 
     def take(self, report: Report, own: int, queued_tokens: float = 0.0) -> None:
         """It has said how it is, when it had `own` requests of this router and `queued_tokens` in all to prefill."""
         self.report = report
-        self.elsewhere = max(0, report.running + report.waiting - own)
-        self.queued_elsewhere = max(0.0, queued_tokens - self.queued_tokens)
+        requests = report.running + report.waiting
+        self.elsewhere = max(0, requests - own)
+        # Engine and router count a queue differently; others have no larger part of it than of the requests.
+        foreign = queued_tokens * self.elsewhere / requests if requests else 0.0
+        self.queued_elsewhere = min(max(0.0, queued_tokens - self.queued_tokens), foreign)
         self.seats = report.seats
         self.ceiling = report.max_requests or inf
 

@@ -117,6 +117,15 @@ class ModelTable:
             endpoints = self._routable[model] = self._find(model)
         return endpoints
 
+    def has_room(self, model: str) -> bool:
+        """Whether a replica may be given one more request for `model`. Raises ModelNotFound or NoReplicaReady."""
+        look_ahead = self.routing(model).look_ahead
+        return any(endpoint.takes_more(look_ahead) for endpoint in self.routable(model))
+
+    def running(self, model: str) -> int:
+        """Requests that its replicas have from this router."""
+        return sum(endpoint.in_flight for endpoint in self._routable.get(model, ()))
+
     def resolve(self, model: str | None) -> str:
         """The model that a request means; it may leave the name out when there is only one.
 

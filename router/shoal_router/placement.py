@@ -96,8 +96,9 @@ class Placer:
         prices = self._prices.of(prompt.model)
         at = choose(tokens, candidates, routing.weights, prices, home, self._pick)
         # Tokens are counted beside the engine's batch, which may be as full as it likes.
-        if not endpoints[at].has_room and prompt.work is not Work.TOKENIZE:
-            roomy = [i for i, each in enumerate(endpoints) if each.has_room]
+        ahead = routing.look_ahead
+        if not endpoints[at].takes_more(ahead) and prompt.work is not Work.TOKENIZE:
+            roomy = [i for i, each in enumerate(endpoints) if each.takes_more(ahead)]
             if not roomy:
                 raise self._models.full(prompt.model)
             left = [candidates[i] for i in roomy]

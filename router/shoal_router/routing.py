@@ -25,6 +25,7 @@ class Routing:
     prefer_cached: bool = True  # whether caches count
     queue_s: float = 5.0  # how long a request waits while every replica is full
     max_queued: int = 1024  # requests that may wait so
+    look_ahead: float = 0.12  # of the requests that a replica computes at once, how many may wait in it
 
     @classmethod
     def from_options(cls, options: RoutingOptions) -> Self:
@@ -39,6 +40,7 @@ class Routing:
             prefer_cached=options.strategy == "PrefixHash",
             queue_s=options.overload.queue_s,
             max_queued=options.overload.max_queued,
+            look_ahead=options.overload.look_ahead_percent / 100,
         )
 
     @property
