@@ -76,12 +76,12 @@ def onward(requests: Iterable[Request]) -> bytes:
 
 
 def end_to_end(headers: Iterable[Header]) -> tuple[Header, ...]:
-    """The headers that a proxy has to send on (RFC 9110 7.6.1), less those that the router replaces."""
+    """The headers that a proxy has to send on (RFC 9110 7.6.1), less those that the router sets itself."""
     listed = [(name.lower(), value.strip(b" \t")) for name, value in headers]
     named = {
         token.strip(b" \t").lower() for n, v in listed if n == b"connection" for token in v.split(b",")
     } - {b"close", b"keep-alive"}
-    dropped = (RULES.keys() - {b"authorization"}) | named
+    dropped = RULES.keys() | named
     return tuple(
         (name, value) for name, value in listed if name not in dropped and not name.startswith(b"x-shoal-")
     )
