@@ -111,11 +111,11 @@ async def test_log_probabilities_and_their_offsets_go_on(top: int) -> None:
 
 @pytest.mark.parametrize("include", [False, True])
 async def test_a_stop_string_may_straddle_the_cut(include: bool) -> None:
-    """Each two or three characters of a text in turn: they begin in one token and end in another, or in one."""
-    body = asked(COMPLETIONS, {**DRAWN, "max_tokens": 20})
+    """Strings out of a text, of one token or several: with log probabilities, events fall into them."""
+    body = asked(COMPLETIONS, {**DRAWN, "max_tokens": 20, "logprobs": 0, "min_tokens": 3})
     async with replica(0) as one:
         text = content_of((await undisturbed(one, COMPLETIONS, body)).data)["text"]
-    stops = sorted({text[at : at + size] for size in (2, 3) for at in range(4, len(text) - size, 5)})
+    stops = sorted({text[at : at + size] for size in (3, 9) for at in range(4, len(text) - size, 5)})
     asks = [
         (COMPLETIONS, {**body, "stop": [stop, "nowhere"], "include_stop_str_in_output": include})
         for stop in stops[:6]
