@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from itertools import count
 
 from shoal_api.request_prefix import BLOCK_BYTES
+from shoal_router.admission import Admission
 from shoal_router.connection import ClientConnection
 from shoal_router.demand import Demand
 from shoal_router.discovery import Address, Discovery
@@ -19,7 +20,6 @@ from shoal_router.engine_link import EngineLinks, Open, watch
 from shoal_router.errors import RouterError
 from shoal_router.gate import Gate
 from shoal_router.health import Health
-from shoal_router.held import Held
 from shoal_router.listener import Listener
 from shoal_router.local import Local
 from shoal_router.metrics import Metrics
@@ -88,13 +88,15 @@ class Router:
             open_stream=open_stream,
         )
         placer = Placer(self._models, self.index, self._ratios, prices, rng.randrange)
-        self._held = Held(self._models, self.demand, now)
+        self._admission = Admission(
+            self._models, self.demand, self.metrics, settings.max_held_bytes, now=now, chance=rng.random
+        )
         self._proxy = Proxy(
             settings.proxy,
             placer,
             self.metrics,
             self.demand,
-            self._held,
+            self._admission,
             self.gate,
             answers,
             observe=self._health.observe,
@@ -114,7 +116,7 @@ class Router:
         self.endpoints.on_remove.append(lambda endpoint: self.index.remove(endpoint.slot))
         self.endpoints.on_change.append(self._models.changed)
         self.endpoints.on_change.append(self._proxy.interrupted.changed)
-        self.endpoints.on_change.append(self._held.changed)
+        self.endpoints.on_change.append(self._admission.changed)
 
     @property
     def port(self) -> int:
@@ -146,7 +148,7 @@ class Router:
         assert self._server is not None
         assert self._sweeper is not None
         self._listener.drain(self._settings.drain_delay_s)
-        self._held.close()
+        self._admission.close()
         await asyncio.sleep(self._settings.drain_delay_s)
         self._server.close()
         self._closed = True

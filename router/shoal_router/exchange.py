@@ -15,6 +15,7 @@ from shoal_router.attempt import Attempt
 from shoal_router.connection import ClientConnection
 from shoal_router.errors import ReplicasFull, ReplicaTimeout, RouterError
 from shoal_router.failure import Failure, error_of, lost_error, outcome_of
+from shoal_router.fair_queue import Claim
 from shoal_router.prompt import Prompt, Work
 from shoal_router.proxied import Proxied
 from shoal_router.relay import Relay
@@ -25,7 +26,6 @@ from shoal_router.retry import may_retry
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Overdue, overdue
 from shoal_router.upstream import ReplyHead
-from shoal_router.usage import read_usage
 
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
@@ -43,6 +43,11 @@ class Exchange(Proxied):
         self._relay: Relay | None = None  # set when a reply is committed
         self._kept = prompt.stream and prompt.work is Work.GENERATE and proxy.keep(len(request.body))
 
+    @property
+    def claim(self) -> Claim:
+        """What it asks for, when it has to wait."""
+        return self._proxy.gate.claim(self._request, self._prompt)
+
     def attempt(self) -> None:
         """Choose a replica and send the request there."""
         proxy = self._proxy
@@ -52,7 +57,7 @@ class Exchange(Proxied):
             if self._failure is not None and not isinstance(error, ReplicasFull):
                 self.refuse(self._failure)
             else:
-                proxy.held.wait(self, self._prompt.model, error)
+                proxy.admission.wait(self, self._prompt.model, error)
             return
         self._send(self._request, placement)
 
@@ -103,6 +108,8 @@ class Exchange(Proxied):
         self._last_piece_s = now = proxy.now()
         proxy.metrics.first_byte.observe(now - self.started_s)
         added = b"x-shoal-replica: %b\r\nx-request-id: %b\r\n" % (endpoint.label, self._request.request_id)
+        if self._request.grant is not None:
+            added += self._request.grant.lines(now)
         state = state_of(head) if self._kept else None
         if state is not None:
             return self._hand_over(attempt, head, state).begin(body, added)
@@ -131,9 +138,7 @@ class Exchange(Proxied):
         assert relay is not None
         assert attempt is not None
         if self._prompt.work is Work.GENERATE:
-            usage = read_usage(relay.tail)
-            if usage is not None:
-                self._proxy.placer.settle(attempt.placement, self._prompt, usage)
+            self._learn(attempt.placement, relay.tail)
         self._end_attempt()
         self._leave(relay.status)
         relay.finish()
@@ -158,7 +163,7 @@ class Exchange(Proxied):
     # What its client connection calls
 
     def client_lost(self) -> None:
-        self._drop_held()
+        self._leave_queue()
         super().client_lost()
 
     def client_unblocked(self) -> None:
@@ -194,9 +199,9 @@ class Exchange(Proxied):
             self.refuse(ReplicaTimeout(late.value))
 
     def _leave(self, status: int) -> None:
-        self._drop_held()
+        self._leave_queue()
         self._close_books(status)
 
-    def _drop_held(self) -> None:
-        if self._proxy.held.queues:
-            self._proxy.held.drop(self, self._prompt.model)
+    def _leave_queue(self) -> None:
+        if self._proxy.admission.queues:
+            self._proxy.admission.drop(self, self._prompt.model)

@@ -6,11 +6,12 @@ header is for the router alone: an engine sees the router's own key, if it has o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from shoal_api.names import HEADER_CACHE_SALT
+from shoal_router.fair_queue import Claim
 from shoal_router.key_watch import KeyWatch
-from shoal_router.keys import Key, Keyring
+from shoal_router.keys import Key, Keyring, Priority
 from shoal_router.prompt import Prompt, Work
 from shoal_router.rate_limits import Grant, Meters
 from shoal_router.request import Request
@@ -74,25 +75,24 @@ class Gate:
             return None
         return self.meters.begin(key, self.expected_tokens(prompt))
 
+    def claim(self, request: Request, prompt: Prompt) -> Claim:
+        """What a request asks for while it waits."""
+        band = request.key.priority if request.key is not None else Priority.NORMAL
+        tokens = max(1.0, self.expected_tokens(prompt))
+        return Claim(request.tenant, band, tokens, len(request.body))
+
     def expected_tokens(self, prompt: Prompt) -> float:
         """Tokens that a request will take, as far as can be said before: its prompt and an answer like others."""
         if prompt.work is Work.TOKENIZE:
             return 0.0
-        tokens = prompt.content_bytes / self._ratios.of(prompt.model)
+        tokens = self.prompt_tokens(prompt)
         if prompt.work is Work.GENERATE:
             tokens += self._answers.expected(prompt.model, prompt.max_tokens)
         return tokens
 
-    def lines(self) -> Iterator[tuple[str, str, dict[str, float]]]:
-        """What each key has asked for: name of a counter, its text, its value by key."""
-        meters = self.meters.by_name
-        yield "key_requests", "Requests taken, by key.", {name: m.requests for name, m in meters.items()}
-        yield (
-            "key_refusals",
-            "Requests above a key's limits.",
-            {name: m.refused for name, m in meters.items()},
-        )
-        yield "key_tokens", "Tokens of prompts and answers, by key.", {n: m.tokens for n, m in meters.items()}
+    def prompt_tokens(self, prompt: Prompt) -> float:
+        """Tokens of a prompt, by its bytes."""
+        return prompt.content_bytes / self._ratios.of(prompt.model)
 
     def _set_keys(self, keys: tuple[Key, ...]) -> None:
         every = (*self._plain, *keys)

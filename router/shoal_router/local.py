@@ -13,8 +13,9 @@ from shoal_router import replies
 from shoal_router.discovery import Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import NoReplicaReady, RouterDraining
+from shoal_router.key_metrics import key_lines
 from shoal_router.listener import Listener
-from shoal_router.metrics import Metrics
+from shoal_router.metrics import Metrics, gauge
 from shoal_router.models import ModelTable
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.proxy import Proxy
@@ -71,12 +72,17 @@ class Local:
         return Answer(b'{"status":"ready","replicas":%d}' % ready)
 
     def _metrics(self) -> Answer:
+        held_bytes = {"": self.proxy.admission.held_bytes}
         text = self.metrics.render(
             endpoints=self.endpoints,
             index=self.index,
             connections=len(self.listener.connections),
             active=len(self.proxy.active),
-            held={model: len(queue) for model, queue in self.proxy.held.queues.items()},
+            more=[
+                *gauge("held_bytes", "Bytes of the requests that wait here.", held_bytes),
+                *key_lines(self.proxy.gate),
+            ],
+            held={model: len(queue) for model, queue in self.proxy.admission.queues.items()},
         )
         return Answer(text, replies.PROMETHEUS)
 

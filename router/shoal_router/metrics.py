@@ -39,6 +39,8 @@ class Metrics:
         self.retries: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter()  # what became of streams whose replica died
         self.resumed_tokens = 0
+        self.queue_refusals: Counter[str] = Counter()  # why a request might not wait, or no longer
+        self.queue_wait = Histogram()  # of those that did and went on
         self.duration = Histogram()
         self.first_byte = Histogram()
         self.broken_replies = 0
@@ -61,52 +63,62 @@ class Metrics:
         connections: int,
         active: int,
         held: Mapping[str, int],
+        more: Iterable[str] = (),
     ) -> bytes:
         """Everything in Prometheus' text format."""
         lines = [
-            *_counter(
+            *counter(
                 "requests",
                 "Proxied requests that ended.",
-                {_labels(model=m, code=str(status)): n for (m, status), n in self.requests.items()},
+                {labels(model=m, code=str(status)): n for (m, status), n in self.requests.items()},
             ),
-            *_counter(
+            *counter(
                 "errors",
                 "Errors that the router itself reported, not a replica.",
-                {_labels(code=code): n for code, n in self.errors.items()},
+                {labels(code=code): n for code, n in self.errors.items()},
             ),
-            *_counter(
+            *counter(
                 "retries",
                 "Attempts repeated before the first byte.",
-                {_labels(reason=reason): n for reason, n in self.retries.items()},
+                {labels(reason=reason): n for reason, n in self.retries.items()},
             ),
-            *_counter("broken_replies", "Replies cut off after their first byte.", {"": self.broken_replies}),
-            *_counter(
+            *counter("broken_replies", "Replies cut off after their first byte.", {"": self.broken_replies}),
+            *counter(
                 "client_disconnects", "Clients that left before the end.", {"": self.client_disconnects}
             ),
-            *_histogram("request_duration_seconds", "From request to the reply's end.", self.duration),
-            *_histogram("first_byte_seconds", "From request to the reply's first byte.", self.first_byte),
-            *_gauge("active_requests", "Requests being proxied.", {"": active}),
-            *_gauge(
+            *histogram("request_duration_seconds", "From request to the reply's end.", self.duration),
+            *histogram("first_byte_seconds", "From request to the reply's first byte.", self.first_byte),
+            *gauge("active_requests", "Requests being proxied.", {"": active}),
+            *gauge(
                 "held_requests",
                 "Requests that wait here for a replica, or for one with room.",
-                {_labels(model=model): count for model, count in held.items()},
+                {labels(model=model): count for model, count in held.items()},
             ),
-            *_gauge("client_connections", "Open client connections.", {"": connections}),
-            *_gauge("index_blocks", "Different prompt blocks in the prefix index.", {"": len(index)}),
+            *histogram(
+                "queue_wait_seconds", "From request to an attempt, of those that waited.", self.queue_wait
+            ),
+            *counter(
+                "queue_refusals",
+                "Requests that might not wait here, or no longer.",
+                {labels(reason=reason): n for reason, n in self.queue_refusals.items()},
+            ),
+            *gauge("client_connections", "Open client connections.", {"": connections}),
+            *gauge("index_blocks", "Different prompt blocks in the prefix index.", {"": len(index)}),
             *_endpoints(list(endpoints), index),
+            *more,
         ]
         return ("\n".join(lines) + "\n").encode()
 
 
 def _endpoints(endpoints: list[Endpoint], index: PrefixIndex) -> Iterator[str]:
     def each(value: Mapping[Endpoint, float]) -> dict[str, float]:
-        return {_labels(replica=endpoint.address.key): number for endpoint, number in value.items()}
+        return {labels(replica=endpoint.address.key): number for endpoint, number in value.items()}
 
-    yield from _gauge(
+    yield from gauge(
         "replica_state",
         "1 for the state that the replica is in.",
         {
-            _labels(replica=e.address.key, state=state): int(e.state is state)
+            labels(replica=e.address.key, state=state): int(e.state is state)
             for e in endpoints
             for state in State
         },
@@ -127,7 +139,7 @@ def _endpoints(endpoints: list[Endpoint], index: PrefixIndex) -> Iterator[str]:
         ),
     }
     for name, (text, values) in gauges.items():
-        yield from _gauge(name, text, each(values))
+        yield from gauge(name, text, each(values))
     counters = {
         "replica_requests": ("Requests sent.", {e: e.tally.requests for e in endpoints}),
         "replica_faults": ("Attempts that the replica failed.", {e: e.tally.faults for e in endpoints}),
@@ -153,29 +165,29 @@ def _endpoints(endpoints: list[Endpoint], index: PrefixIndex) -> Iterator[str]:
         ),
     }
     for name, (text, values) in counters.items():
-        yield from _counter(name, text, each(values))
+        yield from counter(name, text, each(values))
 
 
-def _labels(**labels: str) -> str:
+def labels(**labels: str) -> str:
     escaped = {k: v.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for k, v in labels.items()}
     return "{" + ",".join(f'{k}="{v}"' for k, v in escaped.items()) + "}"
 
 
-def _counter(name: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
+def counter(name: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
     yield f"# HELP shoal_router_{name}_total {text}"
     yield f"# TYPE shoal_router_{name}_total counter"
     for labels, value in values.items():
         yield f"shoal_router_{name}_total{labels} {value}"
 
 
-def _gauge(name: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
+def gauge(name: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
     yield f"# HELP shoal_router_{name} {text}"
     yield f"# TYPE shoal_router_{name} gauge"
     for labels, value in values.items():
         yield f"shoal_router_{name}{labels} {value}"
 
 
-def _histogram(name: str, text: str, histogram: Histogram) -> Iterator[str]:
+def histogram(name: str, text: str, histogram: Histogram) -> Iterator[str]:
     full = f"shoal_router_{name}"
     yield f"# HELP {full} {text}"
     yield f"# TYPE {full} histogram"

@@ -6,7 +6,7 @@ What follows when an attempt fails is exchange.py's before a reply has begun, re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from shoal_api.names import HEADER_RESUMABLE, HEADER_TIMEOUT_MS
@@ -19,6 +19,7 @@ from shoal_router.prompt import Prompt
 from shoal_router.request import Request
 from shoal_router.retry import FRESH
 from shoal_router.upstream import ReplyHead
+from shoal_router.usage import Usage, read_usage
 
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
@@ -41,6 +42,7 @@ class Proxied(ABC):
         "_proxy",
         "_request",
         "_tried",
+        "_usage",
         "blocked",
         "started_s",
     )
@@ -58,6 +60,7 @@ class Proxied(ABC):
         self._history = FRESH
         self._tried: list[Endpoint] = []
         self._attempt: Attempt | None = None  # under way
+        self._usage: Usage | None = None  # as the engine counted, once it has
         self._kept = False  # whether the body is kept, and counted, for as long as the reply lasts
 
     @abstractmethod
@@ -119,9 +122,18 @@ class Proxied(ABC):
         endpoint = attempt.end()
         if proxy.interrupted.streams:
             proxy.interrupted.changed()
-        if proxy.held.queues:
-            proxy.held.changed()
+        if proxy.admission.queues:
+            proxy.admission.changed()
         return endpoint
+
+    def _learn(self, placement: Placement, tail: Iterable[bytes]) -> None:
+        """Take in what the engine says that the request took, at the end of its reply."""
+        proxy, prompt = self._proxy, self._prompt
+        usage = self._usage = read_usage(tail)
+        if usage is not None:
+            proxy.answers.learn(prompt.model, usage.completion_tokens)
+            if not self._history.deaths:
+                proxy.placer.settle(placement, prompt, usage)
 
     def _let_go(self) -> None:
         """The body will be sent nowhere else, and replies may last."""
@@ -136,4 +148,7 @@ class Proxied(ABC):
         self._let_go()
         proxy.demand.ended(self._prompt.model)
         proxy.retrying -= self._history.retries > 0
-        proxy.metrics.finished(self._prompt.model, status, proxy.now() - self.started_s)
+        now = proxy.now()
+        if self._request.grant is not None:
+            self._request.grant.end(status, self._usage, now)
+        proxy.metrics.finished(self._prompt.model, status, now - self.started_s)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from shoal_router.admission import Admission
 from shoal_router.connection import ClientConnection
 from shoal_router.demand import Demand
 from shoal_router.endpoints import Endpoint
 from shoal_router.exchange import Exchange
 from shoal_router.gate import Gate
-from shoal_router.held import Held
 from shoal_router.interrupted import Interrupted
 from shoal_router.metrics import Metrics
 from shoal_router.placement import Placer
@@ -44,7 +44,7 @@ class Proxy:
         placer: Placer,
         metrics: Metrics,
         demand: Demand,
-        held: Held,
+        admission: Admission,
         gate: Gate,
         answers: AnswerTokens,
         *,
@@ -55,7 +55,7 @@ class Proxy:
         self.placer = placer
         self.metrics = metrics
         self.demand = demand
-        self.held = held
+        self.admission = admission
         self.gate = gate
         self.answers = answers
         self.observe = observe
@@ -75,8 +75,8 @@ class Proxy:
         self.active.add(exchange)
         self.demand.arrived(prompt.model)
         client.answered_by(exchange)
-        if prompt.model in self.held.queues and prompt.work is not Work.TOKENIZE:
-            self.held.line_up(exchange, prompt.model)
+        if prompt.model in self.admission.queues and prompt.work is not Work.TOKENIZE:
+            self.admission.line_up(exchange, prompt.model)
         else:
             exchange.attempt()
 
@@ -90,7 +90,7 @@ class Proxy:
 
     def sweep(self) -> None:
         """Enforce timeouts; call it about once a second."""
-        self.held.sweep()
+        self.admission.sweep()
         self.interrupted.sweep()
         now = self.now()
         for proxied in list(self.active):

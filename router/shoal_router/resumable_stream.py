@@ -24,7 +24,7 @@ from shoal_router.retry import History, may_resume
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Overdue, overdue
 from shoal_router.upstream import ReplyHead
-from shoal_router.usage import read_usage
+from shoal_router.usage import Usage
 
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
@@ -124,9 +124,7 @@ class ResumableStream(Proxied):
         if not relay.progress.done:
             self._lost(Failure.LOST, lost_error(attempt.name, "it ended its stream too early"))
             return
-        usage = None if self._history.deaths else read_usage(relay.tail)
-        if usage is not None:
-            self._proxy.placer.settle(attempt.placement, self._prompt, usage)
+        self._learn(attempt.placement, relay.tail)
         self._end_attempt()
         self._complete()
 
@@ -225,6 +223,12 @@ class ResumableStream(Proxied):
     def client_unblocked(self) -> None:
         self._relay.fresh = True
         super().client_unblocked()
+
+    def _close_books(self, status: int) -> None:
+        if self._usage is None:  # its tokens were counted on their way
+            prompt_tokens = round(self._proxy.gate.prompt_tokens(self._prompt))
+            self._usage = Usage(prompt_tokens, None, len(self._relay.progress.ids))
+        super()._close_books(status)
 
     def _complete(self) -> None:
         self._close_books(self._relay.status)

@@ -55,7 +55,7 @@ class Progress:
             raise BadReply("a stage of a resumable stream that this router does not know")
         try:
             if ids:
-                self.ids.extend(map(int, ids.split(b".")))
+                self.ids.extend(array("I", map(int, ids.split(b"."))))
         except (ValueError, OverflowError):
             raise BadReply("token ids of a resumable stream that are none") from None
         self.stage = stage
@@ -73,6 +73,7 @@ def rest_of(request: Request, progress: Progress) -> Request:
     head = b'{"resume":{"stage":"%b","ids":%b,"cached_tokens":null},"request":' % (progress.stage, ids)
     rest = Request(request.head, b"%b%b}" % (head, request.body))
     rest.request_id = request.request_id
+    rest.onward = request.onward
     return rest
 
 

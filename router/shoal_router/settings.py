@@ -32,6 +32,7 @@ class RouterSettings:
     api_keys_file: str = ""
     engine_api_key: str | None = None
     connect_timeout_s: float = 1.0
+    max_held_bytes: int = 256 * 2**20
     drain_delay_s: float = 0.0
     drain_timeout_s: float = 300.0
     sweep_s: float = 0.5  # how late a deadline may be noticed
@@ -54,6 +55,7 @@ class RouterSettings:
             api_keys_file=options.api_keys_file or "",
             engine_api_key=options.engine_api_key,
             connect_timeout_s=options.connect_timeout_s,
+            max_held_bytes=options.max_held_bytes,
             drain_delay_s=options.drain_delay_s,
             drain_timeout_s=options.drain_timeout_s,
             connection=ConnectionSettings(

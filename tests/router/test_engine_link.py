@@ -151,7 +151,7 @@ def test_load_of_others_is_known_and_own_requests_are_not_counted_twice(run: Run
             await until(lambda: f.endpoint.elsewhere == 5)
             assert f.endpoint.queued_elsewhere == 1200
             assert (f.endpoint.seats, f.endpoint.ceiling) == (8, 7)
-            assert not f.endpoint.has_room
+            assert not f.endpoint.takes_more(0.5)
             assert f.endpoint.report.kv_tokens == 4096
             assert f.outcomes == []
 

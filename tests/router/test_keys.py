@@ -107,7 +107,14 @@ def test_key_is_found_by_what_was_presented_and_by_nothing_else() -> None:
     for _ in range(2):  # the second time it is remembered
         assert ring.find(bearer(SECRET)).name == "team-a"
         assert ring.find(bearer(OTHER, "bearer")).name == "team-b"
-    wrong = [b"", b"Bearer", bearer(SECRET, "Basic"), bearer(SECRET + "x"), bearer(SECRET[:-1]), SECRET.encode()]
+    wrong = [
+        b"",
+        b"Bearer",
+        bearer(SECRET, "Basic"),
+        bearer(SECRET + "x"),
+        bearer(SECRET[:-1]),
+        SECRET.encode(),
+    ]
     digest = digest_of(SECRET.encode())
     for presented in [*wrong, bearer(digest.hex()), b"Bearer " + digest]:
         with pytest.raises(Unauthorized):
@@ -198,7 +205,10 @@ def test_engine_learns_the_tenant_and_not_the_key(run: Run, tmp_path: Path) -> N
             assert (await r.ask(post(headers=forged))).status == 200
             assert (await ask(r, SECRET)).status == 200
             b, a = r.replicas[0].requests
-            assert (b.headers["authorization"], b.headers["x-shoal-cache-salt"]) == ("Bearer engines'", "team-b")
+            assert (b.headers["authorization"], b.headers["x-shoal-cache-salt"]) == (
+                "Bearer engines'",
+                "team-b",
+            )
             assert a.headers["authorization"] == "Bearer engines'"
             assert "x-shoal-cache-salt" not in a.headers, "it shares its cache"
             secret_volume(tmp_path, only("team-b", OTHER))
