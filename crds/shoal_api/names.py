@@ -71,6 +71,7 @@ DEFAULT_ACCELERATOR: Final = "nvidia.com/gpu"
 
 HEADER_REPLICA: Final = "x-shoal-replica"  # the router adds it to every reply that it proxies
 HEADER_REQUEST_ID: Final = "x-request-id"
+HEADER_TRACEPARENT: Final = "traceparent"  # W3C Trace Context: the span that asks
 HEADER_NOT_STARTED: Final = "x-shoal-not-started"  # an engine's error before any work: safe to send elsewhere
 
 # Between router and engine only: the router takes x-shoal-* from no client and passes these on to none.
