@@ -95,8 +95,7 @@ class Attempt:
 
     def first_byte(self) -> None:
         """Its prompt is computed."""
-        placement = self.placement
-        placement.endpoint.first_byte(placement.uncached_tokens, placement.stamp)
+        self.placement.first_byte()
 
     def end(self) -> Endpoint:
         """Take the request off its replica's account."""

@@ -17,13 +17,14 @@ _END = b"\n\n"
 class EventReader:
     """Reads one reply, or the rest of a stream from one more replica, and moves `progress` on.
 
-    `error` is set when an event came that the engine wrote in place of the rest: it has no line.
+    `last_word` is set when nothing more can be read: to the event that the engine wrote in place of the rest, which
+    has no line, or to what is wrong with the reply.
     """
 
-    __slots__ = ("_pieces", "_progress", "_seen", "_unchunker", "error")
+    __slots__ = ("_pieces", "_progress", "_seen", "_unchunker", "last_word")
 
     def __init__(self, progress: Progress, *, chunked: bool) -> None:
-        self.error: bytes | None = None
+        self.last_word: bytes | BadReply | None = None
         self._progress = progress
         self._pieces = bytearray()  # of the event that is not yet whole
         self._seen = 0  # bytes of it in which no end was found
@@ -33,10 +34,10 @@ class EventReader:
     def at_rest(self) -> bool:
         """Whether it stands between two events and between two chunks."""
         unchunker = self._unchunker
-        return not self._pieces and unchunker is not None and unchunker.at_boundary and self.error is None
+        return not self._pieces and unchunker is not None and unchunker.at_boundary and self.last_word is None
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The events that are whole now, in order, comments included. Raises BadReply."""
+        """The events that are whole now, in order, comments included."""
         pieces = self._pieces
         if self._unchunker is None:
             pieces.extend(data)
@@ -46,18 +47,22 @@ class EventReader:
         if end < len(_END):
             self._seen = len(pieces)
             if self._seen > MAX_EVENT_BYTES:
-                raise BadReply(f"an event of more than {MAX_EVENT_BYTES} bytes")
+                self.last_word = BadReply(f"an event of more than {MAX_EVENT_BYTES} bytes")
             return []
         whole = bytes(pieces[:end])
         del pieces[:end]
         self._seen = 0
-        events = []
+        events: list[bytes] = []
         for event in whole.split(_END)[:-1]:
             if event.startswith(RESUME_LINE):
                 line, _, event = event.partition(b"\n")
-                self._progress.read(line)
+                try:
+                    self._progress.read(line)
+                except BadReply as error:
+                    self.last_word = error
+                    break
             elif not event.startswith(b":"):
-                self.error = event + _END
+                self.last_word = event + _END
                 break
             events.append(event + _END)
         return events

@@ -36,6 +36,8 @@ class Interrupted:
 
     def wait(self, stream: Stream, until_s: float) -> None:
         """Wait for a replica until then at most."""
+        if not self.streams:
+            self._pinged_s = self._now()
         self.streams[stream] = until_s
 
     def drop(self, stream: Stream) -> None:

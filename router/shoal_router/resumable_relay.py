@@ -127,17 +127,13 @@ class ResumableRelay:
 
     def _read(self, data: bytes) -> None:
         reader = self._reader
-        try:
-            events = reader.feed(data)
-        except BadReply as error:
-            self._last_word(error)
-            return
+        events = reader.feed(data)
         if events:
             self.tail.extend(events[-TAIL_PIECES:])
             self._write(b"".join(events))
         self._quick = self._framed and reader.at_rest
-        if reader.error is not None:
-            self._last_word(reader.error)
+        if reader.last_word is not None:
+            self._last_word(reader.last_word)
 
     def _write(self, events: bytes) -> None:
         self._client.write(replies.chunk(events) if self._framed else events)

@@ -1,11 +1,13 @@
-"""When a failed attempt is repeated."""
+"""When a failed attempt is repeated, and when a broken-off stream may go on."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal_router.failure import Failure
-from shoal_router.retry import FRESH, RetryLimits, may_retry
+from shoal_router.retry import DEATHS, FRESH, MAX_DEATHS, RetryLimits, may_resume, may_retry
 
 LIMITS = RetryLimits(max_retries=2, budget=0.2)
 
@@ -40,3 +42,42 @@ def test_retry_is_bounded_by_attempts_deaths_and_budget(
     for earlier in past:
         history = history.after(earlier)
     assert may_retry(failure, history, LIMITS, active=active, retrying=retrying) is allowed
+
+
+RESUMES: list[tuple[list[tuple[Failure, bool]], bool, bool]] = [
+    # (failure, whether a token had come) one after another; may it go on; is it suspected
+    ([(Failure.LOST, True)] * MAX_DEATHS, True, False),
+    ([(Failure.LOST, True)] * (MAX_DEATHS + 1), False, False),
+    ([(Failure.LOST, False)], True, False),
+    ([(Failure.LOST, False), (Failure.LOST, True), (Failure.BAD_REPLY, False)], False, True),
+    ([(Failure.TIMEOUT, False)] * MAX_DEATHS, True, False),  # silence is no proof of a death
+    ([(Failure.CONNECT, False)] * 50, True, False),  # nothing was risked; the wait has an end of its own
+    ([(Failure.REFUSED, False)] * 50, True, False),
+    ([(Failure.STALE, False)], True, False),
+    ([(Failure.LOST, True), (Failure.STALE, False)] * MAX_DEATHS, True, False),
+]
+
+
+@pytest.mark.parametrize(("failures", "allowed", "poisonous"), RESUMES)
+def test_stream_goes_on_as_often_as_it_gets_on(
+    failures: list[tuple[Failure, bool]], allowed: bool, poisonous: bool
+) -> None:
+    history = FRESH
+    for failure, fruitful in failures:
+        history = history.after(failure, begun=True, fruitful=fruitful)
+    assert (may_resume(history), history.poisonous) == (allowed, poisonous)
+    assert history.retries == 0, "a resume takes nothing from the budget of retries"
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(Failure)), st.booleans()), max_size=30))
+def test_no_request_is_aboard_more_deaths_than_the_rules_allow(lives: list[tuple[Failure, bool]]) -> None:
+    history = FRESH
+    deaths = fruitless = 0
+    for failure, fruitful in lives:
+        if not may_resume(history):
+            break
+        history = history.after(failure, begun=True, fruitful=fruitful)
+        deaths += failure in DEATHS
+        fruitless += failure in (Failure.LOST, Failure.BAD_REPLY) and not fruitful
+    assert deaths <= MAX_DEATHS + 1
+    assert fruitless <= 2
