@@ -7,6 +7,7 @@ EngineError
 ├── QueueFull             429  come back after `retry_after_s`
 ├── KVCacheExhausted      500  the request alone is larger than the whole KV cache
 ├── EngineUnavailable     503  loading, draining or dead; another replica may answer
+├── RequestTimeout        504  the time that its sender had given it is over
 ├── BadNumbers            exit  the model computes NaN for everybody; a new process may find better memory
 └── ModelLoadError        exit  the checkpoint cannot be served; the text says which file and what to do
 """
@@ -63,6 +64,11 @@ class EngineUnavailable(EngineError):
     status = 503
     type = "server_error"
     code = "engine_unavailable"
+
+
+class RequestTimeout(EngineError):
+    status = 504
+    code = "request_timeout"
 
 
 class BadNumbers(EngineError):

@@ -81,6 +81,7 @@ def job_of(
     if continues:
         params = seeded(params, terms, service.seeds)
     submits = submits_of(body, prompts, params, ready)
+    submits = terms.router.applied(submits, cut=body.truncate_prompt_tokens is not None)
     if params.prompt_logprobs is not None:
         entries = (1 + params.prompt_logprobs) * sum(len(each.prompt_token_ids) for each in submits)
         if entries > service.limits.held:
@@ -109,7 +110,7 @@ def job_of(
 
 def submits_of(
     body: Generate, prompts: Sequence[Prompt], params: SamplingParams, ready: Ready
-) -> list[Submit]:
+) -> Sequence[Submit]:
     """One Submit per choice, n for each prompt in turn; the client gives them their ids. Raises
     InvalidRequest.
     """

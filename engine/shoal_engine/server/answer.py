@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shoal_engine.choice_text import ChoiceText, Delta
-from shoal_engine.errors import EngineError, QueueFull
+from shoal_engine.errors import EngineError, QueueFull, RequestTimeout
 from shoal_engine.messages import Output, Submit
 from shoal_engine.server.connection import connection_of
 from shoal_engine.server.events import Events
@@ -49,9 +49,17 @@ class Job:
 class Answer(Response):
     """The response of a generating route. `admit` does what may take long or fail: tokenise, check, refuse."""
 
-    def __init__(self, service: Service, arrived_s: float, admit: Callable[[], Awaitable[Job]]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        arrived_s: float,
+        admit: Callable[[], Awaitable[Job]],
+        timeout_s: float | None = None,
+    ) -> None:
+        """timeout_s: how long after its arrival the engine stops working for it; None: it never does."""
         super().__init__()
         self._generation = Generation(arrived_s, service.limits.held)
+        self._timeout_s = timeout_s
         self._admit = admit
         self._service = service
         self._client = service.client
@@ -90,15 +98,36 @@ class Answer(Response):
         self._generation.leave()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        job = await self._admit()
-        self._generation.check_client()
-        if not job.finished:  # as is one whose missing events are not of its tokens
-            self._client.submit(self._generation, job.submits)
+        async with self._in_time():
+            job = await self._admit()
+            self._generation.check_client()
+            if not job.finished:  # as is one whose missing events are not of its tokens
+                self._client.submit(self._generation, job.submits)
+            if job.events is not None:
+                await self._stream(job, job.events, send)
+            else:
+                reply = await self._whole(job)
         if job.events is not None:
-            await self._stream(job, job.events, send)
+            await self._write(job.events, job.events.end(), send, more=False)
         else:
-            reply = await self._whole(job)
             await Response(reply, media_type="application/json")(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """What is inside ends with RequestTimeout when the request's time is over."""
+        if self._timeout_s is None:
+            yield
+            return
+        left_s = self._timeout_s - (time.monotonic() - self._generation.arrived_s)
+        try:
+            async with asyncio.timeout(max(left_s, 0.0)) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise RequestTimeout(
+                f"The request had {self._timeout_s:.3f} s, which are over. Allow it more, or ask for fewer tokens."
+            ) from None
 
     async def _whole(self, job: Job) -> bytes:
         choices = [Choice() for _ in job.submits]
@@ -127,7 +156,6 @@ class Answer(Response):
             data = (b"" if self._committed else events.opening()) + events.news(deltas)
             if data or not news:
                 await self._write(events, data or PING, send)
-        await self._write(events, events.end(), send, more=False)
 
     def _advance(self, job: Job, index: int, output: Output) -> Delta:
         text, meter = job.texts[index], job.meter

@@ -51,7 +51,7 @@ def _add_generation(api: FastAPI, service: Service) -> None:
         """Answer a conversation."""
         arrived_s = time.monotonic()
         body, terms = await read_generation(request, ChatBody, service.limits)
-        return Answer(service, arrived_s, lambda: admit_chat(service, body, terms))
+        return Answer(service, arrived_s, lambda: admit_chat(service, body, terms), terms.router.timeout_s)
 
     @api.post(
         "/v1/completions",
@@ -61,7 +61,9 @@ def _add_generation(api: FastAPI, service: Service) -> None:
         """Continue a text."""
         arrived_s = time.monotonic()
         body, terms = await read_generation(request, CompletionBody, service.limits)
-        return Answer(service, arrived_s, lambda: admit_completion(service, body, terms))
+        return Answer(
+            service, arrived_s, lambda: admit_completion(service, body, terms), terms.router.timeout_s
+        )
 
 
 def _add_models(api: FastAPI, service: Service) -> None:

@@ -12,7 +12,7 @@ class Limits:
     """Defaults suit an engine behind a router; tests pass smaller ones."""
 
     # Before a request is understood
-    header_bytes: int = 16 << 10
+    header_bytes: int = 32 << 10  # a router passes on 16 KiB and adds its own: 11 for the longest chain
     body_bytes: int = 8 << 20
     resume_bytes: int = 16 << 20  # token ids beside the body of a stream that is continued, some 7 bytes each
     json_depth: int = 32
