@@ -19,10 +19,12 @@ sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "crds")]
 import torch  # noqa: E402
 
 from shoal_engine.cuda_sampler import CudaSampler  # noqa: E402
+from shoal_engine.kernels.triton_sampling import SamplingSpace  # noqa: E402
 from shoal_engine.sampler import Sampler  # noqa: E402
 from shoal_engine.sampling_params import SamplingParams  # noqa: E402
 
 VOCAB, STEPS, REQUESTS = 50_000, 60, 24
+DEVICE = torch.device("cuda")
 TOLERATED = 0.002
 KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0},
@@ -40,7 +42,7 @@ def main() -> int:
     rng = random.Random(0)
     torch.manual_seed(0)
     cpu = Sampler(VOCAB, torch.device("cpu"), seed=1)
-    gpu = CudaSampler(VOCAB, torch.device("cuda"), 1, REQUESTS)
+    gpu = CudaSampler(VOCAB, DEVICE, 1, SamplingSpace(REQUESTS, VOCAB, DEVICE))
     prompts: dict[str, list[int]] = {}
     outputs: dict[str, list[int]] = {}
     asked: dict[str, SamplingParams] = {}

@@ -17,12 +17,14 @@ from shoal_engine.kernel_cache import KernelBuild
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.invariant import InvariantKernels
+from shoal_engine.kernels.triton_sampling import SamplingSpace
 from shoal_engine.limits import SchedulerLimits
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.placement import Placement
 from shoal_engine.runner import Runner
 from shoal_engine.sampler import Sampler
+from shoal_engine.step_graphs import decode_rows
 
 if TYPE_CHECKING:
     from shoal_engine.engine import Engine
@@ -42,6 +44,7 @@ class CudaBackend:
         self._deterministic = options.deterministic
         self._kernels = InvariantKernels() if options.deterministic else CudaKernels()
         self._build = KernelBuild.begin(options, kind_of(device)) if device.type == "cuda" else None
+        self._results: SamplingSpace | None = None
         cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
         self.place = Placement(device, dtype, self._kernels, cache_dtype)
 
@@ -63,13 +66,19 @@ class CudaBackend:
             layout,
             limits.max_num_seqs,
             limits.max_model_len,
+            self._space(model.config.vocab_size, limits),
             fuse=not self._deterministic and cache.dtype == self.place.dtype,
         )
 
     def sampler(self, vocab_size: int, seed: int, limits: SchedulerLimits) -> Sampler:
-        return CudaSampler(
-            vocab_size, self.place.device, seed, limits.max_num_seqs, invariant=self._deterministic
-        )
+        return CudaSampler(vocab_size, self.place.device, seed, self._space(vocab_size, limits))
+
+    def _space(self, vocab_size: int, limits: SchedulerLimits) -> SamplingSpace:
+        """The one that runner and sampler share."""
+        if self._results is None:
+            rows = decode_rows(limits.max_num_seqs)
+            self._results = SamplingSpace(rows, vocab_size, self.place.device, invariant=self._deterministic)
+        return self._results
 
     def warm_up(self, engine: Engine) -> None:
         """Record graphs of some batch sizes up to 256; the rest follow in idle time or when they are first needed."""

@@ -7,7 +7,7 @@ cheaper than to keep it there and to keep it in step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
+from shoal_engine.landing import Arrival, Landing
 from shoal_engine.logit_edits import LogitEdits, gather_edits
 from shoal_engine.logprobs import RankedLogprobs, ranked_logprobs
+from shoal_engine.plain_draws import PlainDraws
 from shoal_engine.sampler import Sampled, Sampler
 from shoal_engine.sampling_batch import penalties_of
 from shoal_engine.sampling_rows import GREEDY, TRUNCATED
@@ -29,21 +31,22 @@ Values = NDArray[Any]  # of sampling_rows
 
 @dataclass(frozen=True, slots=True)
 class Download(Sampled):
-    """What one call chose, on its way to pinned memory."""
+    """What one call chose, on its way to pinned memory; ranked: where its logprobs arrive, if any."""
 
-    host: tuple[Tensor, ...]
-    arrived: torch.cuda.Event
+    arrival: Arrival
+    ranked: tuple[Tensor, ...]
 
     def on_host(self) -> Sampled:
-        self.arrived.synchronize()
-        token_ids, ok, rows, *ranked = self.host
-        logprobs = RankedLogprobs(*ranked) if ranked else None
-        return Sampled(token_ids, ok.bool(), logprobs, rows, self._num_logprobs)
+        self.arrival.arrived.synchronize()
+        count = len(self.token_ids)
+        logprobs = RankedLogprobs(*self.ranked) if self.ranked else None
+        ok = self.arrival.ok[:count].bool()
+        return Sampled(self.arrival.token_ids[:count], ok, logprobs, self._logprob_rows, self._num_logprobs)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Composition:
-    """What stays while the same requests decode: their rows, and their edits and penalties on the device."""
+    """What stays while the same requests decode: their rows, what they ask for, their edits and penalties on the device."""
 
     ids: list[str]
     rows: NDArray[np.int64]
@@ -53,22 +56,20 @@ class _Composition:
     truncated: bool
     logprob_rows: NDArray[np.int64]
     num_logprobs: list[int]
+    draws: PlainDraws  # `drawn` counts on with every step
+
+    @property
+    def plain(self) -> bool:
+        return self.edits is None and self.penalties is None and not self.truncated and not self.num_logprobs
 
 
 class CudaSampler(Sampler):
     """One stream, one call after another: results of a call are overwritten by the next, but for what it sent to the host."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        device: torch.device,
-        seed: int | None,
-        max_rows: int,
-        *,
-        invariant: bool = False,
-    ) -> None:
-        """invariant: not even rounding depends on who else is in a batch."""
+    def __init__(self, vocab_size: int, device: torch.device, seed: int | None, space: SamplingSpace) -> None:
+        """space: where results are left, for the steps' graphs to find them."""
         super().__init__(vocab_size, device, seed)
+        max_rows = len(space.token_ids)
         self._asked = Staging(
             {
                 "temperature": (np.float32, max_rows),
@@ -81,22 +82,36 @@ class CudaSampler(Sampler):
             device,
         )
         self._parameters = RowParameters(**self._asked.device)
-        self._space = SamplingSpace(max_rows, vocab_size, device, invariant=invariant)
+        self._space = space
+        self._landing = Landing(space)
         self._composition: _Composition | None = None
+
+    def ask(self, request_ids: Sequence[str]) -> PlainDraws | None:
+        one = self._composed(request_ids)
+        return one.draws if one.plain else None
+
+    def take(self, token_ids: Tensor, ok: Tensor) -> Sampled:
+        one = self._composition
+        assert one is not None
+        self._count(one)
+        return self._download(token_ids, ok, None, one)
 
     def sample(self, logits: Tensor, request_ids: Sequence[str]) -> Sampled:
         one = self._composed(request_ids)
-        values = self._state.values[one.rows]
-        token_ids, ok = self._choose_rows(logits, one, values)
-        ranked, rows = None, torch.from_numpy(one.logprob_rows)
+        token_ids, ok = self._choose_rows(logits, one, self._state.values[one.rows])
+        ranked = None
         if one.num_logprobs:
-            wanted = rows.to(self._device, non_blocking=True)
+            wanted = torch.from_numpy(one.logprob_rows).to(self._device, non_blocking=True)
             ranked = ranked_logprobs(logits[wanted], token_ids[wanted])
         if one.penalties is not None:
             self._state.history.record(one.penalties, token_ids)
+        self._count(one)
+        return self._download(token_ids, ok, ranked, one)
+
+    def _count(self, one: _Composition) -> None:
         self._state.values["position"][one.rows] += 1
-        self._composition = replace(one, steps_left=one.steps_left - 1)
-        return _download(token_ids, ok, ranked, rows, one.num_logprobs)
+        one.draws.drawn[:] += 1
+        one.steps_left -= 1
 
     def _forget_batch_of(self, request_id: str) -> None:
         if request_id in self._state.index:
@@ -110,7 +125,7 @@ class CudaSampler(Sampler):
         remaining = values["min_tokens"] - values["position"]
         edits = [self._state.edits[row] for row in rows.tolist()]
         wants = np.flatnonzero(values["num_logprobs"] >= 0)
-        return _Composition(
+        self._composition = one = _Composition(
             ids=list(request_ids),
             rows=rows,
             steps_left=int(remaining.min(initial=2**62, where=remaining > 0)),
@@ -119,7 +134,11 @@ class CudaSampler(Sampler):
             truncated=bool((values["kind"] == TRUNCATED).any()),
             logprob_rows=wants,
             num_logprobs=values["num_logprobs"][wants].tolist(),
+            draws=PlainDraws(
+                _heat(values), values["key"].view(np.int64), values["position"].astype(np.int64)
+            ),
         )
+        return one
 
     def _choose_rows(self, logits: Tensor, one: _Composition, values: Values) -> tuple[Tensor, Tensor]:
         self._ask(values)
@@ -137,9 +156,7 @@ class CudaSampler(Sampler):
     def _ask(self, values: Values) -> None:
         """Send what these rows ask for."""
         arrays, rows = self._asked.begin(), len(values)
-        arrays["temperature"][:rows] = np.where(
-            values["kind"] == GREEDY, np.float32(0.0), values["temperature"]
-        )
+        arrays["temperature"][:rows] = _heat(values)
         arrays["keys"][:rows] = values["key"].view(np.int64)
         for name, field in (
             ("min_p", "min_p"),
@@ -150,18 +167,20 @@ class CudaSampler(Sampler):
             arrays[name][:rows] = values[field]
         self._asked.send("positions", rows)
 
+    def _download(
+        self, token_ids: Tensor, ok: Tensor, ranked: RankedLogprobs | None, one: _Composition
+    ) -> Download:
+        arrival, found = self._landing.begin(), []
+        if ranked is not None:
+            parts = (ranked.token_ids, ranked.finite, ranked.chosen, ranked.top_ids, ranked.top)
+            for part in parts:
+                found.append(torch.empty(part.shape, dtype=part.dtype, pin_memory=True))
+                found[-1].copy_(part, non_blocking=True)
+        arrival.arrived.record()
+        rows = torch.from_numpy(one.logprob_rows)
+        return Download(token_ids, ok, ranked, rows, one.num_logprobs, arrival, tuple(found))
 
-def _download(
-    token_ids: Tensor, ok: Tensor, ranked: RankedLogprobs | None, rows: Tensor, num_logprobs: list[int]
-) -> Download:
-    tensors = [token_ids, ok]
-    if ranked is not None:
-        tensors += [ranked.token_ids, ranked.finite, ranked.chosen, ranked.top_ids, ranked.top]
-    found = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    for host, device in zip(found, tensors, strict=True):
-        host.copy_(device, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-    return Download(
-        token_ids, ok, ranked, rows, num_logprobs, (found[0], found[1], rows, *found[2:]), arrived
-    )
+
+def _heat(values: Values) -> NDArray[np.float32]:
+    """Temperatures; 0 where a row is greedy."""
+    return np.where(values["kind"] == GREEDY, np.float32(0.0), values["temperature"])

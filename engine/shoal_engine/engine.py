@@ -84,6 +84,10 @@ class Engine:
         """Gauges now and counters since the start."""
         return self.scheduler.stats()
 
+    def tag_changes(self) -> TagChanges | None:
+        """What of the routers' tags has entered or left the prefix cache since the last call."""
+        return self.scheduler.pool.tags.take_changes()
+
     def add(self, submit: Submit) -> None:
         """Queue a request of n=1. Raises EngineError: it is malformed, can never fit, or the queue is full."""
         _check_ids("prompt", submit.prompt_token_ids, self.config.vocab_size)
@@ -129,15 +133,19 @@ class Engine:
         return outputs
 
     def _launch(self, plan: Plan) -> Flight:
-        computed = self.runner.run(plan)
+        sampling = [chunk for chunk in plan.chunks if chunk.samples]
+        ids = [chunk.request.id for chunk in sampling]
+        only_decodes = plan.num_decodes == len(plan.chunks)
+        computed = self.runner.run(plan, self.sampler.ask(ids) if only_decodes else None)
         self._prompt_scores.score(plan, computed.hidden)
         for chunk in plan.chunks[plan.num_decodes :]:
             self._queued_s.setdefault(chunk.request.id, plan.time_s - chunk.request.arrival)
-        sampling = [chunk for chunk in plan.chunks if chunk.samples]
         if not sampling:
             return Flight(plan, sampling, None)
-        ids = [chunk.request.id for chunk in sampling]
-        sampled = self.sampler.sample(self.runner.logits(computed.sampling), ids)
+        if computed.chosen is None:
+            sampled = self.sampler.sample(self.runner.logits(computed.sampling), ids)
+        else:
+            sampled = self.sampler.take(*computed.chosen)
         self.runner.keep(ids, sampled.token_ids)
         return Flight(plan, sampling, sampled)
 

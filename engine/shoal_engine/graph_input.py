@@ -13,6 +13,7 @@ from torch import Tensor
 from shoal_engine.batch import HostBatch
 from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.kernels.triton_jit import jit
+from shoal_engine.plain_draws import FIELDS, PlainDraws
 from shoal_engine.staging import Staging
 
 _COPY_BLOCK = 256  # table entries of one request copied at a time
@@ -31,6 +32,7 @@ class GraphInput:
         self._staging = Staging(
             {
                 "columns": (np.int32, 4),  # of the tables, as they are sent
+                **{name: (kind, max_requests) for name, kind in FIELDS.items()},
                 "token_ids": (np.int64, max_tokens),
                 "positions": (np.int64, max_tokens),
                 "slots": (np.int64, max_tokens),
@@ -40,12 +42,15 @@ class GraphInput:
             },
             device,
         )
+        self.asked: dict[str, Tensor] = {name: self._staging.device[name] for name in FIELDS}
         self._token_ids = torch.zeros(max_tokens, dtype=torch.int64, device=device)
         self._tables = torch.zeros((max_requests, max_blocks), dtype=torch.int32, device=device)
 
-    def send(self, host: HostBatch, tokens: int, requests: int) -> None:
-        """Write `host`, padded to this many tokens and requests."""
+    def send(self, host: HostBatch, tokens: int, requests: int, asked: PlainDraws | None = None) -> None:
+        """Write `host`, padded to this many tokens and requests, and what its rows ask for where the step draws."""
         arrays = self._staging.begin()
+        if asked is not None:
+            asked.write(arrays, requests)
         count, own = host.num_tokens, len(host.context_lens)
         arrays["columns"][0] = columns = host.tables.shape[1]
         for name, padding in (("token_ids", 0), ("positions", 0), ("slots", -1)):

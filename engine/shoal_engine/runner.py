@@ -16,18 +16,21 @@ from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.placement import Placement
+from shoal_engine.plain_draws import PlainDraws
 from shoal_engine.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
     """What a step gave. hidden [T, H] of all tokens in plan order; sample_rows [S] int64: those to sample from, None = all.
+    chosen: token ids [S] int64 and ok [S], when the step has drawn them itself, as it was asked.
 
     On a GPU they hold until the next step.
     """
 
     hidden: Tensor
     sample_rows: Tensor | None
+    chosen: tuple[Tensor, Tensor] | None = None
 
     @property
     def sampling(self) -> Tensor:
@@ -48,9 +51,9 @@ class Runner:
         self._sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=cache.device)
         self._sampled_rows: dict[str, int] = {}
 
-    def run(self, plan: Plan) -> Computed:
-        """Run every chunk of `plan`."""
-        return self._compute(self._builder.build(plan, self._sampled_rows))
+    def run(self, plan: Plan, asked: PlainDraws | None = None) -> Computed:
+        """Run every chunk of `plan`. asked: what its rows ask for, if it decodes only and may draw by itself."""
+        return self._compute(self._builder.build(plan, self._sampled_rows), asked)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, H] -> [S, vocab] in the model's dtype."""
@@ -59,6 +62,9 @@ class Runner:
     def keep(self, request_ids: Sequence[str], token_ids: Tensor) -> None:
         """What the step has sampled [S] int64: the next one may begin with it before the host has seen it."""
         self._sampled[: len(request_ids)].copy_(token_ids)
+        self._remember(request_ids)
+
+    def _remember(self, request_ids: Sequence[str]) -> None:
         self._sampled_rows = {request_id: row for row, request_id in enumerate(request_ids)}
 
     def release(self, request_ids: Iterable[str]) -> None:
@@ -72,7 +78,7 @@ class Runner:
     def give_back_memory(self) -> None:
         """Free what is kept for speed alone, after a step that ran out of memory. A CPU's allocator keeps nothing."""
 
-    def _compute(self, host: HostBatch) -> Computed:
+    def _compute(self, host: HostBatch, asked: PlainDraws | None) -> Computed:
         return self._forward(host, [torch.from_numpy(array) for array in arrays_of(host)])
 
     def _forward(self, host: HostBatch, tensors: Sequence[Tensor], shares_prefixes: bool = False) -> Computed:

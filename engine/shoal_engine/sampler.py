@@ -15,6 +15,7 @@ from torch import Tensor
 from shoal_engine.logprobs import RankedLogprobs, ranked_logprobs
 from shoal_engine.messages import TokenLogprobs
 from shoal_engine.noise import uniforms
+from shoal_engine.plain_draws import PlainDraws
 from shoal_engine.sampling_batch import SamplingBatch
 from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.sampling_rows import SamplingRows
@@ -91,6 +92,14 @@ class Sampler:
     def _forget_batch_of(self, request_id: str) -> None:
         if request_id in self._state.index:
             self._batch = None
+
+    def ask(self, request_ids: Sequence[str]) -> PlainDraws | None:
+        """What these requests ask for, so that the step itself may draw; None where `sample` must."""
+        return None
+
+    def take(self, token_ids: Tensor, ok: Tensor) -> Sampled:
+        """What a step has drawn for the requests of the last `ask`. Advances each by a token."""
+        raise RuntimeError("nothing was asked for")
 
     def sample(self, logits: Tensor, request_ids: Sequence[str]) -> Sampled:
         """Row r of logits [R, V], any float dtype, is request_ids[r]'s; they stay as they are. Advances each by a token."""

@@ -18,9 +18,12 @@ from shoal_engine.config import ModelConfig
 from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.graph_input import GraphInput
 from shoal_engine.kernels.cuda import CudaKernels
+from shoal_engine.kernels.triton_sampling import SamplingSpace
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
+from shoal_engine.plain_draws import PlainDraws
 from shoal_engine.shared_prefixes import neighbours_share
+from shoal_engine.step_tail import StepTail
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +44,14 @@ class Shape:
     """What sets recorded steps apart. num_decodes is `requests` or 0: prompts take decodes with them as prompts of one.
 
     shares_prefixes: decodes whose attention reads what neighbours have in common once.
+    draws: decodes that end in a token for each, by `step_tail`.
     """
 
     tokens: int
     requests: int
     num_decodes: int
     shares_prefixes: bool = False
+    draws: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +88,17 @@ def prompt_sizes(config: ModelConfig) -> list[int]:
 
 def common_shapes(config: ModelConfig, max_rows: int) -> list[Shape]:
     """Those of prompts and of up to so many decodes, the largest first."""
+    sizes = [rows for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
     shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in prompt_sizes(config)]
-    shapes += [Shape(rows, rows, rows) for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
+    shapes += [Shape(rows, rows, rows, draws=draws) for rows in sizes for draws in (True, False)]
     # Few and many decodes that share a prefix have a kernel each: compiled now, not in a request.
-    shapes += [Shape(rows, rows, rows, True) for rows in {2, decode_rows(max_rows)} if rows <= max_rows]
+    shapes += [Shape(rows, rows, rows, True, True) for rows in {2, decode_rows(max_rows)} if rows <= max_rows]
     return sorted(shapes, key=lambda each: -each.tokens)
+
+
+def is_first(shape: Shape) -> bool:
+    """Whether it is recorded before the engine is ready."""
+    return shape.shares_prefixes or (shape.tokens in FIRST_SIZES and (shape.draws or not shape.num_decodes))
 
 
 class StepGraphs:
@@ -99,34 +110,39 @@ class StepGraphs:
         kernels: CudaKernels,
         cache: Tensor,
         layout: CacheLayout,
-        sampled: Tensor,
+        space: SamplingSpace,
         max_model_len: int,
         fused: FusedDecode | None,
     ) -> None:
-        """fused: what computes small batches of decodes in place of the model."""
+        """space: of `decode_rows` of the most requests; what the step before has sampled is there.
+
+        fused: what computes small batches of decodes in place of the model.
+        """
         self._model = model
         self._kernels = kernels
         self._cache = cache
         self._prompt_sizes = prompt_sizes(model.config)
-        self._most_rows = rows = decode_rows(len(sampled))
+        self._most_rows = rows = len(space.token_ids)
         self._input = GraphInput(
             max([rows, *self._prompt_sizes]),
             max(rows, PROMPT_REQUESTS),
             layout.blocks_for(max_model_len),
             layout.block_tokens,
-            sampled,
+            space.token_ids,
         )
+        self._space = space
+        self._tail = StepTail(model.logits, self._input.asked, space)
         self._fused = fused
         self._graphs: dict[Shape, _Graph] = {}
         self._later: list[Shape] = []
         self._pool = torch.cuda.graph_pool_handle()
 
-    def shape_for(self, host: HostBatch) -> Shape | None:
-        """The recorded step that serves this one; None for steps that are launched."""
+    def shape_for(self, host: HostBatch, draws: bool) -> Shape | None:
+        """The recorded step that serves this one; None for steps that are launched. draws: it may choose tokens."""
         requests = len(host.context_lens)
         if host.only_decodes:
             rows = decode_rows(requests)
-            return Shape(rows, rows, rows, shares_prefixes(host))
+            return Shape(rows, rows, rows, shares_prefixes(host), draws)
         if requests > PROMPT_REQUESTS:
             return None
         tokens = next((size for size in self._prompt_sizes if size >= host.num_tokens), None)
@@ -135,10 +151,10 @@ class StepGraphs:
     def record_first(self, max_rows: int) -> None:
         """A few of each kind of step of up to so many decodes; `record_next` adds those between them."""
         shapes = common_shapes(self._model.config, min(max_rows, self._most_rows))
-        first = [shape for shape in shapes if shape.shares_prefixes or shape.tokens in FIRST_SIZES]
-        self._later = [shape for shape in shapes if shape not in first]
-        for shape in first:
+        for shape in filter(is_first, shapes):
             self._record(shape)
+        later = [shape for shape in shapes if not is_first(shape)]
+        self._later = sorted(later, key=lambda shape: shape.draws)  # those that draw next, from the end
 
     def record_next(self) -> bool:
         """One of the common steps that are still missing; False when there is none."""
@@ -154,23 +170,28 @@ class StepGraphs:
         for shape in shapes:
             self._step(shape)
 
-    def replay(self, host: HostBatch, shape: Shape) -> Tensor:
-        """Hidden states [T, H]; they hold until the next replay. A shape that was never used is recorded now."""
+    def replay(self, host: HostBatch, shape: Shape, asked: PlainDraws | None = None) -> Tensor:
+        """Hidden states [T, H]; they hold until the next replay. A shape that was never used is recorded now.
+
+        asked: what the rows of a shape that draws ask for.
+        """
         if shape not in self._graphs:
             self._record(shape)
-        self._input.send(host, shape.tokens, shape.requests)
+        self._input.send(host, shape.tokens, shape.requests, asked)
         one = self._graphs[shape]
         one.graph.replay()
         return one.hidden[: host.num_tokens]
 
     def _record(self, shape: Shape) -> None:
-        """Takes tens of milliseconds once kernels are compiled."""
+        """Takes tens of milliseconds once kernels are compiled. What the step before has sampled stays."""
+        sampled = self._space.results.clone()
         self._input.blank(shape.tokens, shape.requests)
         self._step(shape)  # compiles kernels and allocates their workspaces outside the graph
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             hidden = self._step(shape)
+        self._space.results.copy_(sampled)
         self._graphs[shape] = _Graph(graph, hidden)
         log.debug("recorded %s", shape)
 
@@ -180,6 +201,8 @@ class StepGraphs:
         )
         self._kernels.begin_step(batch)
         alone = 0 < shape.num_decodes <= FUSED_ROWS and not shape.shares_prefixes
-        if self._fused is not None and alone:
-            return self._fused(token_ids, batch, self._cache)
-        return self._model(token_ids, batch, self._cache)
+        step = self._fused if self._fused is not None and alone else self._model
+        hidden = step(token_ids, batch, self._cache)
+        if shape.draws:
+            self._tail(hidden)
+        return hidden

@@ -39,10 +39,10 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def run(self, plan: Plan) -> Any:
+    def run(self, plan: Plan, asked: Any) -> Any:
         self.plans.append(plan)
         self._on_run(plan)
-        return self._runner.run(plan)
+        return self._runner.run(plan, asked)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self._runner.logits(hidden)

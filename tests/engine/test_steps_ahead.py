@@ -137,11 +137,11 @@ class FailsToLaunch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def run(self, plan: Any) -> Any:
+    def run(self, plan: Any, asked: Any) -> Any:
         self._launches += 1
         if self._launches in self._broken:
             raise MemoryError("no room")
-        return self._runner.run(plan)
+        return self._runner.run(plan, asked)
 
 
 class Unreadable:

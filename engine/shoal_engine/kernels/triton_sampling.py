@@ -61,8 +61,11 @@ class SamplingSpace:
         self.columns = columns_of(vocab_size)
         self.maxima = torch.empty((max_rows, self.columns), dtype=torch.float32, device=device)
         self.masses = torch.empty((max_rows, self.columns), dtype=torch.float32, device=device)
-        self.token_ids = torch.empty((max_rows,), dtype=torch.int64, device=device)
-        self.ok = torch.empty((max_rows,), dtype=torch.int8, device=device)
+        self.results = torch.zeros(
+            (max_rows * 9,), dtype=torch.uint8, device=device
+        )  # so that one copy takes them
+        self.token_ids = self.results[: max_rows * 8].view(torch.int64)
+        self.ok = self.results[max_rows * 8 :].view(torch.int8)
         self.deep = torch.empty((max_rows,), dtype=torch.int32, device=device)
         self.chosen = torch.empty((max_rows, MAX_COLUMNS), dtype=torch.int32, device=device)
         self.values = torch.empty((max_rows, MAX_CANDIDATES), dtype=torch.float32, device=device)

@@ -203,6 +203,7 @@ def test_rows_of_a_wider_tensor_and_padding() -> None:
     wide = torch.full((6, 640), 1e9)
     wide[:, :600] = text_logits(6, 600)
     space, rows = SamplingSpace(6, 600, CPU), parameters(6, 600, top_p=0.9)
+    space.token_ids.fill_(77)
     got, _ = sample(wide[:4, :600], rows, space)
     assert got.tolist() == expected(wide[:4, :600], rows)[0]
     assert space.token_ids[4:].tolist() == [77, 77]
