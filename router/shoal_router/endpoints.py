@@ -103,6 +103,11 @@ class Endpoint:
     def cordoned(self) -> bool:
         return self.address.cordoned
 
+    @property
+    def accepts(self) -> bool:
+        """Whether its engine takes one more request, be it to let it wait."""
+        return self.in_flight + self.elsewhere < self.ceiling
+
     def takes_more(self, look_ahead: float) -> bool:
         """Whether it may be given one more request, when beside those that it computes only this share of them is to
         wait there: what waits in the router can still go elsewhere, or let others go first.

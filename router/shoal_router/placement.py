@@ -101,8 +101,10 @@ class Placer:
             roomy = [i for i, each in enumerate(endpoints) if each.takes_more(ahead)]
             if not roomy:
                 raise self._models.full(prompt.model)
-            left = [candidates[i] for i in roomy]
-            at = roomy[choose(tokens, left, routing.weights, prices, home, self._pick)]
+            # Where it is cheapest it may queue: sent where there happens to be room, it would be computed anew.
+            if not endpoints[at].accepts:
+                left = [candidates[i] for i in roomy]
+                at = roomy[choose(tokens, left, routing.weights, prices, home, self._pick)]
         endpoint = endpoints[at]
         return self._charge(endpoint, prompt, tokens - candidates[at].cached, depths.get(endpoint.slot, 0))
 

@@ -36,7 +36,7 @@ import msgspec
 _MASK = (1 << 64) - 1
 LEFT_TOKENS = 64  # tokens that a request in flight has yet to generate, as a rule
 IN_FLIGHT_BOUNDS = 16.0, 256.0
-SEAT_BOUNDS = 64.0, 4096.0
+SEAT_BOUNDS = 0.0, 512.0
 
 
 class Prices(msgspec.Struct, frozen=True):
@@ -47,11 +47,11 @@ class Prices(msgspec.Struct, frozen=True):
 
     @classmethod
     def derived(cls, base_s: float, prefill_token_s: float, sequence_s: float, seats: int) -> Self | None:
-        """The prices at these step times; None when they are no times."""
-        if not (prefill_token_s > 0 and base_s >= 0 and sequence_s >= 0):
+        """The prices at these step times; None when they are no times or the engine's seats are unknown."""
+        if not (prefill_token_s > 0 and base_s >= 0 and sequence_s >= 0 and seats > 0):
             return None
         in_flight = LEFT_TOKENS * sequence_s / prefill_token_s
-        seat = LEFT_TOKENS * (base_s / max(seats, 1) + sequence_s) / prefill_token_s
+        seat = LEFT_TOKENS * (base_s / seats + sequence_s) / prefill_token_s
         return cls(_within(in_flight, IN_FLIGHT_BOUNDS), _within(seat, SEAT_BOUNDS))
 
     def moved(self, to: Prices, share: float) -> Prices:

@@ -1,21 +1,19 @@
-"""Replicas and clients in virtual time around the router's own placement code: no sockets, the same result every run.
-
-An engine here is a paged LRU cache of 16-token blocks, chunked prefill and continuous batching, with the costs of
-routers.md section 2: 50 us per uncached token, a step of 8 ms + 0.05 ms per running sequence, 32 running at most.
-"""
+"""Clients in virtual time around the router's own placement code, in front of simulated engines."""
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
+from shoal_api import engine_state_pb2 as pb
 from shoal_api.request_prefix import hash_request, request_chain_start
 from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
+from shoal_router.engine_updates import report_of
+from shoal_router.errors import ReplicasFull
 from shoal_router.models import ModelTable
 from shoal_router.placement import Placement, Placer
 from shoal_router.pool import Pool
@@ -25,108 +23,19 @@ from shoal_router.prompt import Prompt, Work
 from shoal_router.routing import Routing
 from shoal_router.standing import HEALTHY
 from shoal_router.usage import BytesPerToken, Usage
+from tests.router.simulated_engines import (
+    BLOCK_BYTES,
+    MAX_RUNNING,
+    SEQUENCE_S,
+    STEP_S,
+    TOKEN_BYTES,
+    TOKEN_S,
+    Engine,
+    Job,
+    World,
+)
 
-TOKEN_BYTES = 4
-BLOCK_BYTES = 64
-CHUNK_TOKENS = 2048
-MAX_RUNNING = 32
 OUTPUT_TOKENS = 64
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request from arrival to its last token."""
-
-    content: bytes
-    output_tokens: int
-    arrived_s: float
-    done: Callable[[Job], None]
-    first: Callable[[Job], None]
-    blocks: list[int] = field(default_factory=list)
-    tokens: int = 0
-    cached: int = 0
-    to_prefill: int = 0
-    generated: int = 0
-    first_token_s: float = 0.0
-
-
-class World:
-    """The clock and what is going to happen."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = count()
-
-    def at(self, when_s: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (when_s, next(self._order), what))
-
-    def run(self) -> None:
-        while self._events:
-            self.now_s, _, what = heapq.heappop(self._events)
-            what()
-
-
-class Engine:
-    """One replica."""
-
-    def __init__(self, world: World, cache_blocks: int) -> None:
-        self.world = world
-        self.cache: OrderedDict[int, None] = OrderedDict()
-        self.cache_blocks = cache_blocks
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
-        self.stepping = False
-
-    def submit(self, job: Job) -> None:
-        parent = 0
-        job.blocks = []
-        for end in range(BLOCK_BYTES, len(job.content) + 1, BLOCK_BYTES):
-            parent = hash((parent, job.content[end - BLOCK_BYTES : end]))
-            job.blocks.append(parent)
-        job.tokens = max(1, len(job.content) // TOKEN_BYTES)
-        self.waiting.append(job)
-        if not self.stepping:
-            self.stepping = True
-            self._step()
-
-    def _step(self) -> None:
-        while self.waiting and len(self.running) < MAX_RUNNING:
-            self._admit(self.waiting.popleft())
-        if not self.running:
-            self.stepping = False
-            return
-        budget = CHUNK_TOKENS
-        for job in self.running:
-            part = min(budget, job.to_prefill)
-            job.to_prefill -= part
-            budget -= part
-        step_s = 0.008 + 0.00005 * (len(self.running) + CHUNK_TOKENS - budget)
-        self.world.at(self.world.now_s + step_s, self._emit)
-
-    def _admit(self, job: Job) -> None:
-        hits = next((i for i, block in enumerate(job.blocks) if block not in self.cache), len(job.blocks))
-        job.cached = min(hits * 16, job.tokens - 1)
-        job.to_prefill = job.tokens - job.cached
-        for block in reversed(job.blocks):
-            self.cache[block] = None
-            self.cache.move_to_end(block)
-        while len(self.cache) > self.cache_blocks:
-            self.cache.popitem(last=False)
-        self.running.append(job)
-
-    def _emit(self) -> None:
-        for job in self.running:
-            if job.to_prefill == 0:
-                job.generated += 1
-                if job.generated == 1:
-                    job.first_token_s = self.world.now_s
-                    job.first(job)
-                if job.generated == job.output_tokens:
-                    job.done(job)
-        self.running = [job for job in self.running if job.generated < job.output_tokens]
-        self._step()
-
 
 Send = Callable[[bytes, int, Callable[[Job], None]], None]
 
@@ -134,36 +43,64 @@ Send = Callable[[bytes, int, Callable[[Job], None]], None]
 class RouterUnderTest:
     """The router's index, policy and accounts in front of engines."""
 
-    def __init__(self, world: World, engines: list[Engine], seed: int, routing: Routing) -> None:
+    def __init__(
+        self, world: World, engines: list[Engine], seed: int, routing: Routing, *, pushed: bool
+    ) -> None:
         self.world = world
         self.engines = engines
         self.index = PrefixIndex()
+        self.held: deque[tuple[Job, Prompt, Callable[[Job], None]]] = deque()
         self.endpoints = []
         for slot, engine in enumerate(engines):
             address = Address(f"http://10.0.0.{slot}:8000", "127.0.0.1", 1)
-            report = Report((("m", b"{}"),))
+            report = Report((("m", b"{}"),), max_num_seqs=MAX_RUNNING)
             self.endpoints.append(
                 Endpoint(address, slot, Pool(address, 1.0), standing=HEALTHY, report=report)
             )
             self.index.add(slot, engine.cache_blocks * BLOCK_BYTES // 256)
-        pick = random.Random(seed).randrange
-        self.placer = Placer(
-            ModelTable(self.endpoints, routing), self.index, BytesPerToken(), LearnedPrices(), pick
-        )
+            if pushed:
+                self.index.report(slot)
+                engine.watchers.append(lambda update, e=self.endpoints[-1]: self._heard(e, update))  # type: ignore[misc]
+        pick, prices = random.Random(seed).randrange, LearnedPrices()
+        if pushed:
+            cost = pb.StepCost(base_s=STEP_S, prefill_token_s=TOKEN_S, sequence_s=SEQUENCE_S)
+            prices.learn(self.endpoints[0], cost)
+        self.placer = Placer(ModelTable(self.endpoints, routing), self.index, BytesPerToken(), prices, pick)
+
+    def _heard(self, endpoint: Endpoint, update: pb.Update) -> None:
+        reported = self.index.report(endpoint.slot)
+        reported.evict(update.evicted)
+        reported.store(update.stored)
+        reported.updated()
+        queued = update.load.queued_prefill_tokens
+        endpoint.take(report_of(update.load, endpoint.report), endpoint.in_flight, queued)
+        self._go_on()
 
     def send(self, content: bytes, output_tokens: int, done: Callable[[Job], None]) -> None:
         chain = hash_request(content, request_chain_start("m"))
         prompt = Prompt("m", True, Work.GENERATE, len(content), chain)
-        placement = self.placer.place(prompt, ())
-        job = Job(content, output_tokens, self.world.now_s, lambda j: None, lambda j: None)
-        job.first = lambda j: placement.endpoint.first_byte(placement.uncached_tokens, placement.stamp)
-        job.done = lambda j: self._done(j, placement, prompt, done)
-        self.engines[placement.endpoint.slot].submit(job)
+        job = Job(content, output_tokens, self.world.now_s, lambda j: None, lambda j: None, chain=chain)
+        self.held.append((job, prompt, done))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """First come, first served, while there is room."""
+        while self.held:
+            job, prompt, done = self.held[0]
+            try:
+                placement = self.placer.place(prompt, ())
+            except ReplicasFull:
+                return
+            self.held.popleft()
+            job.first = lambda j, placement=placement: placement.first_byte()  # type: ignore[misc]
+            job.done = lambda j, p=placement, q=prompt, d=done: self._done(j, p, q, d)  # type: ignore[misc]
+            self.engines[placement.endpoint.slot].submit(job)
 
     def _done(self, job: Job, placement: Placement, prompt: Prompt, done: Callable[[Job], None]) -> None:
         self.placer.settle(placement, prompt, Usage(job.tokens, job.cached))
-        placement.endpoint.discharge(placement.uncached_tokens, placement.stamp)
+        placement.end()
         done(job)
+        self._go_on()
 
 
 @dataclass(slots=True)
@@ -267,12 +204,15 @@ def play_chat(
 
 
 def by_router(
-    routing: Routing | None = None, routers: int = 1, seed: int = 0
+    routing: Routing | None = None, routers: int = 1, seed: int = 0, *, pushed: bool = True
 ) -> Callable[[World, list[Engine]], Send]:
-    """Through one or several of our routers side by side, taken in turn."""
+    """Through one or several of our routers side by side, taken in turn; engines push their state or do not."""
 
     def make(world: World, engines: list[Engine]) -> Send:
-        made = [RouterUnderTest(world, engines, seed + i, routing or Routing()) for i in range(routers)]
+        made = [
+            RouterUnderTest(world, engines, seed + i, routing or Routing(), pushed=pushed)
+            for i in range(routers)
+        ]
         turn = count()
         return lambda content, tokens, done: made[next(turn) % routers].send(content, tokens, done)
 

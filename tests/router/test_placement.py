@@ -209,3 +209,50 @@ def test_tokens_per_byte_are_learned_from_usage() -> None:
         placement.endpoint.discharge(placement.uncached_tokens, placement.stamp)
     fresh = fleet.place(long("another"))
     assert fresh.uncached_tokens == pytest.approx(long("another").content_bytes / 2, rel=0.05)
+
+
+def reporting(fleet: Fleet) -> None:
+    for endpoint in fleet.endpoints:
+        fleet.index.report(endpoint.slot)
+
+
+def test_burst_stays_together_on_replicas_that_report_and_failed_requests_leave_nothing() -> None:
+    fleet = Fleet(4)
+    reporting(fleet)
+    placements = [fleet.place(long("xy")) for _ in range(5)]
+    assert len({placement.endpoint.name for placement in placements}) == 1
+    for placement in placements:
+        placement.end()
+    reported = fleet.index.report(placements[0].endpoint.slot)
+    for _ in range(2):
+        reported.updated()
+    assert len(fleet.index) == 0
+
+
+def test_engine_that_evicted_against_expectation_is_not_contradicted_when_it_reports() -> None:
+    fleet = Fleet(1)
+    reporting(fleet)
+    chain = long("ab").chain
+    fleet.index.report(0).store(chain)
+    serve_with_usage(fleet, long("ab"), 0)
+    assert fleet.index.match(chain) == {0: len(chain)}, "its next update says what is so"
+
+
+def test_queue_of_others_is_at_most_their_share_of_what_the_engine_has() -> None:
+    endpoint = Fleet(1).endpoints[0]
+    endpoint.charge(100, 1)
+    endpoint.take(Report(running=1), 1, 5000)
+    assert endpoint.queued_elsewhere == 0, "the engine counts another number of tokens for the same request"
+    endpoint.take(Report(running=3, waiting=1), 1, 5000)
+    assert endpoint.queued_elsewhere == 5000 * 3 / 4
+
+
+def test_request_waits_where_its_prefix_is_rather_than_being_computed_anew_elsewhere() -> None:
+    fleet = Fleet(2)
+    holder = fleet.place(long("ab", blocks=60)).endpoint
+    for endpoint in fleet.endpoints:
+        endpoint.take(Report((("m", b"{}"),), max_num_seqs=4, max_requests=20), 0)
+    holder.elsewhere = 8  # beyond what may wait there, while the other is idle
+    assert fleet.place(long("ab", blocks=60)).endpoint is holder
+    holder.elsewhere = 20
+    assert fleet.place(long("ab", blocks=60)).endpoint is not holder

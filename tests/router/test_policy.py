@@ -46,6 +46,16 @@ CASES = {
         1,
     ),
     "nothing cached, one idle": (1000, [candidate(in_flight=9), candidate(in_flight=3)], 1),
+    "requests beyond the seats of a batch wait": (
+        100,
+        [Candidate(0, 0, 0, 8, 8), Candidate(0, 0, 0, 10, 64)],
+        1,
+    ),
+    "a long prefix is worth some waiting": (
+        4000,
+        [Candidate(0, 3900, 0, 10, 8), Candidate(0, 0, 0, 8, 64)],
+        0,
+    ),
     "one replica is always the best": (10, [candidate(queued=1e9, in_flight=1e6)], 0),
 }
 
@@ -128,3 +138,33 @@ def test_ties_without_a_prefix_are_broken_by_the_given_draw() -> None:
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_affinity_is_a_64_bit_number(prefix: int, identity: int) -> None:
     assert 0 <= affinity(prefix, identity) < 2**64
+
+
+def test_prices_follow_the_engines_step_times() -> None:
+    """8 ms a step, 50 us a prompt token and 50 us a sequence, 32 at once: 64 tokens later a request is over."""
+    prices = Prices.derived(0.008, 5e-5, 5e-5, 32)
+    assert prices is not None
+    assert prices.in_flight_tokens == pytest.approx(64)
+    assert prices.seat_tokens == pytest.approx(64 * (0.008 / 32 + 5e-5) / 5e-5)
+
+
+@given(st.floats(0, 10), st.floats(1e-9, 1), st.floats(0, 1), st.integers(1, 8192))
+def test_no_measurement_makes_prices_leave_their_bounds(
+    base: float, token: float, seq: float, n: int
+) -> None:
+    prices = Prices.derived(base, token, seq, n)
+    assert prices is not None
+    assert 16 <= prices.in_flight_tokens <= 256
+    assert 0 <= prices.seat_tokens <= 512
+
+
+@pytest.mark.parametrize("times", [(0, 0, 0, 8), (-1, 1, 1, 8), (1, float("nan"), 1, 8), (1, 1, 1, 0)])
+def test_nonsense_has_no_prices(times: tuple[float, float, float, int]) -> None:
+    assert Prices.derived(*times) is None
+
+
+def test_price_that_was_set_wins_over_the_derived_one() -> None:
+    busy, idle = candidate(cached=900, in_flight=10), candidate()
+    derived = Prices(in_flight_tokens=256)
+    assert choose(1000, [busy, idle], Weights(), derived, 7, first) == 1
+    assert choose(1000, [busy, idle], Weights(in_flight_tokens=8), derived, 7, first) == 0
