@@ -77,6 +77,7 @@ class ClientConnection(asyncio.Protocol):
         if request is not None and request.request_id:
             headers = (*headers, (b"x-request-id", request.request_id))
         self.write(replies.own_reply(status, body, content_type, headers, close=close, head_only=head_only))
+        self._note(status)
         self.finish(close=close)
 
     def fail(self, error: RouterError) -> None:
@@ -225,11 +226,18 @@ class ClientConnection(asyncio.Protocol):
         self.write(
             replies.own_reply(error.status, error.body(), replies.JSON, headers, close=True, head_only=False)
         )
+        self._note(error.status)
         self._closing = True
         self._resume_reading()
         self._deadline = self._listener.now() + self._listener.settings.linger_s
         if not self._transport.is_closing():
             self._transport.write_eof()
+
+    def _note(self, status: int) -> None:
+        """The router has answered by itself. What it proxied has a record, which ends elsewhere."""
+        journal, request = self._listener.journal, self._request
+        if journal is not None and (request is None or request.record is None):
+            journal.own_reply(request, status)
 
     def _close(self) -> None:
         self._closing = True

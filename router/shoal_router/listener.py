@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from shoal_router.connection import ClientConnection
 from shoal_router.errors import RouterError
 from shoal_router.http1 import HttpLimits
+from shoal_router.journal import Journal
 from shoal_router.request import Request
 
 
@@ -46,6 +47,7 @@ class Listener:
         self.now = now
         self.connections: set[ClientConnection] = set()
         self.keep_alive_s = settings.keep_alive_s
+        self.journal: Journal | None = None  # set while somebody wants to know what becomes of requests
         self.draining = False
 
     def make_connection(self) -> ClientConnection:

@@ -110,15 +110,19 @@ class Proxied(ABC):
         lines += placement.chain_line + _TIMEOUT_LINE % max(1, int(1000 * left_s))
         if self._kept:
             lines += _RESUMABLE_LINE
+        record = self._request.record
+        lines += self._request.head.trace_line if record is None else record.attempt(placement.endpoint.name)
         head = request.head_for(placement.endpoint.authority, lines)
         # After a stale connection a fresh one: the others in the pool may be as old.
         attempt.send(head, request.body, fresh=bool(self._history.stale))
 
-    def _end_attempt(self) -> Endpoint:
+    def _end_attempt(self, failure: str = "") -> Endpoint:
         """The attempt is over: take it off its replica's account."""
-        proxy, attempt = self._proxy, self._attempt
+        proxy, attempt, record = self._proxy, self._attempt, self._request.record
         assert attempt is not None
         self._attempt = None
+        if record is not None:
+            record.attempt_ended(failure)
         endpoint = attempt.end()
         if proxy.interrupted.streams:
             proxy.interrupted.changed()
@@ -151,4 +155,6 @@ class Proxied(ABC):
         now = proxy.now()
         if self._request.grant is not None:
             self._request.grant.end(status, self._usage, now)
+        if self._request.record is not None:
+            self._request.record.end(status, self._usage)
         proxy.metrics.finished(self._prompt.model, status, now - self.started_s)

@@ -13,6 +13,7 @@ from shoal_router.keys import Key
 
 if TYPE_CHECKING:
     from shoal_router.rate_limits import Grant
+    from shoal_router.record import Record
 
 
 class Head:
@@ -37,6 +38,8 @@ class Head:
         "path",
         "request_id",
         "target",
+        "trace_line",
+        "traceparent",
     )
 
     def __init__(self, method: bytes, target: bytes, http10: bool, keep_alive: bool) -> None:
@@ -52,6 +55,8 @@ class Head:
             b""  # the line of `authorization`, which is for the router unless it asks for no keys
         )
         self.request_id = b""  # of the client; empty when it gave none
+        self.traceparent = ""  # of the client; empty when it gave none
+        self.trace_line = b""  # its line, for an engine when the router does not trace
         self.hosts = 0
         self.content_length = 0
         self.chunked = False
@@ -91,6 +96,7 @@ class Request:
         "method",
         "onward",
         "path",
+        "record",
         "refusal",
         "request_id",
         "tenant",
@@ -108,6 +114,7 @@ class Request:
         self.key: Key | None = None  # that it was sent with; None when the router asks for none
         self.tenant = ""
         self.grant: Grant | None = None  # of its key's limits, while it lasts
+        self.record: Record | None = None  # None unless somebody wants to know what becomes of it
         self.onward = b""  # header lines for the engine about who asks, set with the key
 
     @property
@@ -184,11 +191,15 @@ def _request_id(head: Head, name: bytes, value: bytes) -> None:
         head.request_id = value
 
 
+def _traceparent(head: Head, name: bytes, value: bytes) -> None:
+    # Two of them are none (W3C Trace Context 3.2).
+    head.trace_line = b"" if head.traceparent else b"traceparent: %b\r\n" % value
+    head.traceparent = "-" if head.traceparent else value.decode("latin-1")
+
+
 def _hop(head: Head, name: bytes, value: bytes) -> None:
     """For this connection only (RFC 9110 7.6.1): never sent on."""
 
-
-FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 RULES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"host": _host,
@@ -199,6 +210,7 @@ RULES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"connection": _connection,
     b"authorization": _authorization,
     b"x-request-id": _request_id,
+    b"traceparent": _traceparent,
     b"keep-alive": _hop,
     b"proxy-connection": _hop,
     b"proxy-authenticate": _hop,
