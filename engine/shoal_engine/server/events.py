@@ -36,7 +36,7 @@ class Events:
     def news(self, deltas: Iterable[tuple[int, Delta]]) -> bytes:
         """What is there to show of deltas by choice; often nothing."""
         chunks = [self._shape.chunk(choice, delta) for choice, delta in deltas]
-        return b"".join(self._chunk(chunk) for chunk in chunks if chunk is not None)
+        return b"".join([self._chunk(chunk) for chunk in chunks if chunk is not None])
 
     def end(self) -> bytes:
         return self._usage() + DONE

@@ -54,8 +54,8 @@ class ResumableEvents(Events):
             self._ids += delta.token_ids
             chunk = self._shape.chunk(choice, delta)
             if chunk is not None:
-                events += self._line(Stage.FINISH if delta.finish_reason else Stage.TOKENS)
-                events += self._chunk(chunk)
+                stage = Stage.FINISH if delta.finish_reason else Stage.TOKENS
+                events += self._line(stage) + self._chunk(chunk)
         return events
 
     def end(self) -> bytes:
@@ -66,4 +66,9 @@ class ResumableEvents(Events):
 
     def _line(self, stage: Stage) -> bytes:
         ids, self._ids = self._ids, []
-        return b"%b%b %b\n" % (RESUME_LINE, stage.word, ".".join(map(str, ids)).encode())
+        if len(ids) == 1:  # as most are
+            return b"%b%d\n" % (_LINES[stage], ids[0])
+        return b"%b%b\n" % (_LINES[stage], ".".join(map(str, ids)).encode())
+
+
+_LINES = tuple(b"%b%b " % (RESUME_LINE, stage.word) for stage in Stage)
