@@ -6,6 +6,7 @@ from itertools import islice
 
 from shoal_engine.admission import exhausted
 from shoal_engine.limits import UNLIMITED, SchedulerLimits
+from shoal_engine.messages import StepCost
 from shoal_engine.plan import Chunk
 from shoal_engine.queues import Queues
 from shoal_engine.request import Request, Status
@@ -28,17 +29,18 @@ class Draft:
         limits: SchedulerLimits,
         queues: Queues,
         tables: BlockTables,
-        prefill_tokens_per_s: float | None = None,
+        step_cost: StepCost | None = None,
     ) -> None:
         self.singles: list[Chunk] = []  # one token each, sampling
         self.chunks: list[Chunk] = []
         self.failed: list[Request] = []
         self.num_preemptions = 0
+        self.prompt_tokens_left = 0  # of the running requests, behind this step
         self._step = step
         self._limits = limits
         self._queues = queues
         self._tables = tables
-        self._prefill_tokens_per_s = prefill_tokens_per_s
+        self._step_cost = step_cost
         self._budget = limits.max_num_batched_tokens
         self._chunk_limit = UNLIMITED
         self._reserved = 0  # blocks that running prompts still need
@@ -50,9 +52,13 @@ class Draft:
         self._share_budget(behind)
         self._continue_prompts(behind)
         self._advance_decodes()
-        if not self._short:
-            self._admit()
+        started = [] if self._short else self._admit()
         self._top_up()
+        self.prompt_tokens_left = sum(
+            len(request.token_ids) - request.num_computed_tokens
+            for request in (*behind, *started)
+            if request.status is Status.RUNNING
+        )
 
     def _collect_decodes(self) -> list[Request]:
         """Take the running requests that lack one token; returns those that lack more."""
@@ -75,7 +81,7 @@ class Draft:
         limits = self._limits
         self._budget -= len(self._decodes)
         if self._decodes:
-            self._budget = limits.guarded_budget(self._budget, self._prefill_tokens_per_s)
+            self._budget = limits.guarded_budget(self._budget, len(self._decodes), self._step_cost)
         seats = 0 if self._short else max(0, limits.max_num_seqs - len(self._queues.running))
         known = [*behind, *islice(self._queues.waiting, seats)]
         remaining = [len(request.token_ids) - request.num_computed_tokens for request in known]
@@ -117,9 +123,10 @@ class Draft:
             if not end % block_tokens:
                 self._tables.publish(request)
 
-    def _admit(self) -> None:
-        """Start waiting requests in order, as long as the whole prompt of each fits."""
+    def _admit(self) -> list[Request]:
+        """Start waiting requests in order, as long as the whole prompt of each fits; returns them."""
         queues, tables, pool = self._queues, self._tables, self._tables.pool
+        started: list[Request] = []
         while queues.waiting and self._budget > 0 and len(queues.running) < self._limits.max_num_seqs:
             request = queues.waiting[0]
             needed = tables.blocks_to_hold(len(request.token_ids))
@@ -127,14 +134,16 @@ class Draft:
                 self._fail(request)  # it would block all behind it for ever
                 continue
             if not pool.num_free:
-                return
+                break
             prefix = tables.find_prefix(request)
             live = [block for block in prefix if block]
             idle = sum(not pool.references(block) for block in live)
             spare = int(self._limits.watermark * pool.capacity) if queues.running else 0
             if max(0, needed - len(live)) + idle + self._reserved + spare > pool.num_free:
-                return
+                break
             self._start(request, prefix)
+            started.append(request)
+        return started
 
     def _start(self, request: Request, prefix: list[int]) -> None:
         tables = self._tables

@@ -17,7 +17,16 @@ from shoal_api.options import ModelOptions
 from shoal_engine.config import ModelConfig
 from shoal_engine.errors import BadNumbers, EngineError, InvalidRequest, is_device_error
 from shoal_engine.logprobs import not_finite
-from shoal_engine.messages import Loading, Output, Ready, Stats, Submit, TokenLogprobs, failed_output
+from shoal_engine.messages import (
+    Loading,
+    Output,
+    Ready,
+    Stats,
+    Submit,
+    TagChanges,
+    TokenLogprobs,
+    failed_output,
+)
 from shoal_engine.plan import Chunk, Committed, Plan
 from shoal_engine.prompt_scores import PromptScores
 from shoal_engine.request import Request
@@ -83,6 +92,10 @@ class Engine:
     def stats(self) -> Stats:
         """Gauges now and counters since the start."""
         return self.scheduler.stats()
+
+    def tag_changes(self) -> TagChanges | None:
+        """What of the routers' tags has entered or left the prefix cache since the last call."""
+        return self.scheduler.pool.tags.take_changes()
 
     def tag_changes(self) -> TagChanges | None:
         """What of the routers' tags has entered or left the prefix cache since the last call."""

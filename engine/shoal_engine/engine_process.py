@@ -31,7 +31,7 @@ from shoal_engine.logs import set_up_logging
 log = logging.getLogger(__name__)
 
 Progress = Callable[[messages.Loading], None]
-STATS_PERIOD_S = 1.0  # gauges of a step that produced no output are news only this often
+STATS_PERIOD_S = 0.1  # a step that produced no output is news only this often
 
 
 class StepEngine(Protocol):
@@ -52,6 +52,8 @@ class StepEngine(Protocol):
     def step(self) -> list[messages.Output]: ...
 
     def stats(self) -> messages.Stats: ...
+
+    def tag_changes(self) -> messages.TagChanges | None: ...
 
 
 def serve(
@@ -132,7 +134,7 @@ class EngineLoop:
         now_s = time.monotonic()
         if outputs or (was_busy and not self._busy) or now_s - self._stats_at_s >= STATS_PERIOD_S:
             self._stats_at_s = now_s
-            self._link.send(messages.Outputs(outputs, self._engine.stats()))
+            self._link.send(messages.Outputs(outputs, self._engine.stats(), self._engine.tag_changes()))
 
 
 def failure(error: Exception) -> messages.Failed:

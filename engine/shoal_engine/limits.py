@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal_engine.messages import StepCost
+
 MIN_GUARDED_TOKENS = 64  # prefill goes on, slowly, even when decoding alone takes longer than the target
 UNLIMITED = 2**62
 
@@ -73,8 +75,9 @@ class SchedulerLimits:
         share = max(self.min_shared_chunk, budget // len(remaining))
         return share if min(remaining) <= share else UNLIMITED
 
-    def guarded_budget(self, budget: int, prefill_tokens_per_s: float | None) -> int:
-        """What of `budget` prefill may take beside decodes, for these to come within `target_step_s`."""
-        if self.target_step_s is None or prefill_tokens_per_s is None:
+    def guarded_budget(self, budget: int, num_decodes: int, cost: StepCost | None) -> int:
+        """What of `budget` prompts may take beside decodes, for the step to end within `target_step_s`."""
+        if self.target_step_s is None or cost is None or not cost.prefill_token_s:
             return budget
-        return min(budget, max(MIN_GUARDED_TOKENS, int(prefill_tokens_per_s * self.target_step_s)))
+        left_s = self.target_step_s - cost.base_s - cost.sequence_s * num_decodes
+        return min(budget, max(MIN_GUARDED_TOKENS, int(left_s / cost.prefill_token_s)))

@@ -96,6 +96,14 @@ def failed_output(request_id: str, error: EngineError) -> Output:
     )
 
 
+class StepCost(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The time of a step: base_s + prefill_token_s * prompt tokens + sequence_s * decoding sequences."""
+
+    base_s: float
+    prefill_token_s: float
+    sequence_s: float
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Gauges as of this step and counters since start; names follow vLLM's metrics."""
 
@@ -110,6 +118,8 @@ class Stats(msgspec.Struct, frozen=True):
     generation_tokens: int = 0
     step_seconds: float = 0.0  # of the last step
     step_tokens: int = 0  # of the last step
+    queued_prefill_tokens: int = 0  # to be computed, of running and waiting requests, without cached ones
+    step_cost: StepCost | None = None  # None until enough steps have been measured
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):

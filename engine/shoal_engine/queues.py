@@ -31,6 +31,7 @@ class Queues:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.num_waiting_tokens = 0
+        self.num_uncached_tokens = 0  # of these, what the prefix cache did not hold when they came
         self._tables = tables
         self._ageing_steps = ageing_steps
         self._added = 0
@@ -85,15 +86,21 @@ class Queues:
             raise RuntimeError("queues: a request is in no queue or in two")
         if sum(len(request.token_ids) for request in self.waiting) != self.num_waiting_tokens:
             raise RuntimeError("queues: the waiting tokens are miscounted")
+        if sum(request.num_uncached_tokens for request in self.waiting) != self.num_uncached_tokens:
+            raise RuntimeError("queues: the waiting tokens that are not cached are miscounted")
 
     def _wait(self, request: Request) -> None:
         request.status = Status.WAITING
         self.num_waiting_tokens += len(request.token_ids)
+        cached = len(self._tables.find_prefix(request)) * self._tables.block_tokens
+        request.num_uncached_tokens = len(request.token_ids) - cached
+        self.num_uncached_tokens += request.num_uncached_tokens
         insort(self.waiting, request, key=_order)
 
     def _leave_waiting(self, request: Request) -> None:
         _remove(self.waiting, request)
         self.num_waiting_tokens -= len(request.token_ids)
+        self.num_uncached_tokens -= request.num_uncached_tokens
 
 
 def _remove(queue: list[Request], request: Request) -> None:

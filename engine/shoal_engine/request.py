@@ -48,6 +48,7 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",  # leading blocks that are in the prefix cache or were tried
+        "num_uncached_tokens",  # tokens that were not cached when it began to wait
         "num_verified_blocks",  # leading blocks that have been part of a good row's context
         "order",  # lower is scheduled sooner and preempted later; set by the scheduler
         "params",
@@ -97,6 +98,7 @@ class Request:
         self.num_cached_tokens: int | None = None
         self.num_preemptions = 0
         self.num_failed_steps = 0
+        self.num_uncached_tokens = 0
         self.last_step = 0
         self.stale_step = 0
         self.block_hashes: list[bytes] = []

@@ -50,6 +50,7 @@ class Scheduler:
         self._step = 0
         self._crowded = False  # the last plan left requests waiting
         self._num_preemptions = 0
+        self._prompt_tokens_left = 0  # of the running requests, after the last plan
         self._prompt_tokens = 0
         self._generation_tokens = 0
 
@@ -112,8 +113,9 @@ class Scheduler:
         self._step += 1
         planned_s = self._clock()
         self._tables.begin(self._step)
-        draft = Draft(self._step, self.limits, self._queues, self._tables, self._times.prefill.tokens_per_s)
+        draft = Draft(self._step, self.limits, self._queues, self._tables, self._times.step_cost.cost)
         draft.fill()
+        self._prompt_tokens_left = draft.prompt_tokens_left
         self._num_preemptions += draft.num_preemptions
         self._crowded = bool(self._queues.waiting)
         if not draft.singles and not draft.chunks:
@@ -184,6 +186,9 @@ class Scheduler:
             generation_tokens=self._generation_tokens,
             step_seconds=self._times.last_step_s,
             step_tokens=self._times.last_step_tokens,
+            queued_prefill_tokens=self._queues.num_uncached_tokens
+            + (self._prompt_tokens_left if self._queues.running else 0),
+            step_cost=self._times.step_cost.cost,
         )
 
     def check_integrity(self) -> None:

@@ -1,6 +1,8 @@
-"""Rates measured over the steps: how fast prompts are computed, how fast the queue drains. Knows no clock."""
+"""What the steps teach: how long they take, and how fast the queue drains. Knows no clock."""
 
 from __future__ import annotations
+
+from shoal_engine.step_cost import StepCostFit
 
 DECAY = 0.9  # weight of the past at each observation: about the last ten count
 
@@ -26,12 +28,12 @@ class Throughput:
 
 
 class StepTimes:
-    """How long the settled steps took, and the rates that follow."""
+    """How long the settled steps took, and what follows."""
 
-    __slots__ = ("_settled_s", "drain", "last_step_s", "last_step_tokens", "prefill")
+    __slots__ = ("_settled_s", "drain", "last_step_s", "last_step_tokens", "step_cost")
 
     def __init__(self) -> None:
-        self.prefill = Throughput()  # of steps that computed prompts
+        self.step_cost = StepCostFit()
         self.drain = Throughput()  # of steps that had prompts to compute, whether or not they could
         self.last_step_s = 0.0
         self.last_step_tokens = 0
@@ -42,8 +44,7 @@ class StepTimes:
     ) -> None:
         """A step ran until now from when it was planned, or later, from the end of the one before."""
         seconds = now_s - max(planned_s, self._settled_s)
-        if prefill_tokens:
-            self.prefill.observe(prefill_tokens, seconds)
+        self.step_cost.observe(prefill_tokens, tokens - prefill_tokens, seconds)
         if prefill_tokens or others_wait:
             self.drain.observe(prefill_tokens, seconds)
         self._settled_s = now_s

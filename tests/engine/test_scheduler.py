@@ -655,16 +655,43 @@ def test_prefill_beside_decodes_shrinks_to_the_target_step_time() -> None:
     s = scheduler(
         num_blocks=2001, clock=clock, max_num_batched_tokens=1000, max_model_len=4000, target_step_s=0.1
     )
-    s.add(request("a", 1000, max_tokens=50))
-    plan = s.schedule()
-    clock.now_s += 1.0  # 1000 prompt tokens per second
-    s.commit(plan, [TOKEN])
+    s.add(request("a", 100, max_tokens=500))
+    for number in range(64):
+        s.add(request(f"p{number}", 20 + 40 * (number % 7), max_tokens=1))
+        plan = s.schedule()
+        clock.now_s += 0.02 + 0.0005 * (plan.num_tokens - plan.num_decodes) + 0.005 * plan.num_decodes
+        s.commit(plan, [TOKEN] * plan.num_samples)
+    while s.num_waiting or s.num_running > 1:
+        step(s)
     s.add(request("b", 3000, max_tokens=1))
     plan, _ = step(s)
-    assert chunks(plan) == [("a", 1000, 1), ("b", 0, 100)]
+    (first, second) = chunks(plan)
+    assert (first[0], first[2], second[0]) == ("a", 1, "b")
+    assert 128 <= second[2] <= 150, "150 would end the step after 0.1 s, and chunks end with a block"
     s.abort("a")
     plan, _ = step(s)
     assert plan.num_tokens == 1000, "nobody waits for a token, so nothing is held back"
+
+
+def test_queued_prefill_tokens_are_those_that_somebody_still_has_to_compute() -> None:
+    s = scheduler(num_blocks=201, max_num_batched_tokens=64, max_num_seqs=2, max_model_len=1000)
+    prompt = list(range(100, 200))
+    s.add(request("a", prompt, max_tokens=5))
+    s.add(request("b", 100, max_tokens=5))
+    assert s.stats().queued_prefill_tokens == 200
+    step(s)
+    assert s.stats().queued_prefill_tokens == 100 - 64 + 100
+    finish_all(s)
+    assert s.stats().queued_prefill_tokens == 0
+    s.add(request("a again", prompt, max_tokens=5))
+    assert s.stats().queued_prefill_tokens == 100 - 96
+    s.add(request("c", 300))
+    for _ in range(3):
+        step(s)
+    assert s.stats().queued_prefill_tokens > 0
+    s.abort("c")
+    s.abort("a again")
+    assert s.stats().queued_prefill_tokens == 0
 
 
 def test_lower_priority_numbers_run_sooner() -> None:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from shoal_engine.cache_tags import CacheTags
 from shoal_engine.engine_process import main
 from shoal_engine.errors import ModelLoadError, QueueFull
-from shoal_engine.messages import Loading, Logprob, Output, Ready, Stats, Submit, TokenLogprobs
+from shoal_engine.messages import Loading, Logprob, Output, Ready, Stats, Submit, TagChanges, TokenLogprobs
 
 # Orders: the first token of a prompt.
 HANG, RAISE, DIE, BAD, REFUSE = 49_001, 49_002, 49_003, 49_004, 49_005
@@ -36,6 +37,7 @@ class Script(msgspec.Struct):
     max_queued: int = 1_000
     max_running: int = 1_000
     max_requests: int = 0
+    max_cached: int = 1_000
 
 
 @dataclass(slots=True)
@@ -54,6 +56,8 @@ class ScriptedEngine:
     waiting: deque[Submit] = field(default_factory=deque)
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    tags: CacheTags = field(default_factory=CacheTags)  # of whole prompts, the last `max_cached` of them
+    cached: deque[bytes] = field(default_factory=deque)
 
     @property
     def ready(self) -> Ready:
@@ -92,6 +96,7 @@ class ScriptedEngine:
         while self.waiting and len(self.running) < self.script.max_running:
             request = self.waiting.popleft()
             self.prompt_tokens += len(request.prompt_token_ids)
+            self._cache(request)
             self.running[request.id] = _Running(request, itertools.cycle(request.prompt_token_ids))
         outputs = [self._advance(each) for each in self.running.values()]
         for output in outputs:
@@ -109,6 +114,19 @@ class ScriptedEngine:
             step_seconds=0.003,
             step_tokens=max(len(self.running), 1),
         )
+
+    def _cache(self, request: Submit) -> None:
+        content = bytes(token % 256 for token in request.prompt_token_ids)
+        if content in self.cached:
+            self.cached.remove(content)
+        self.cached.append(content)
+        if request.tags is not None:
+            self.tags.attach(content, request.tags.hashes)
+        if len(self.cached) > self.script.max_cached:
+            self.tags.drop(self.cached.popleft())
+
+    def tag_changes(self) -> TagChanges | None:
+        return self.tags.take_changes()
 
     def _advance(self, running: _Running) -> Output:
         request = running.request
