@@ -220,6 +220,10 @@ class RouterOptions(RoutingOptions):
     engine_api_key: Key | None = Field(
         default=None, description="Key that the engines ask for; a client's own never reaches them then."
     )
+    max_resume_bytes: Bytes = Field(
+        default=256 * 2**20,
+        description="Bytes of all requests that are kept so that their streams can be resumed; beyond it they cannot.",
+    )
     health_interval_s: Seconds = Field(
         default=1.0, description="Seconds between two health checks of a replica."
     )

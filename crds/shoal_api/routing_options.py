@@ -72,3 +72,11 @@ class RoutingOptions(Strict):
     prefix_hash: PrefixHash = Field(default=PrefixHash(), description="Settings of strategy PrefixHash.")
     cold_start: ColdStart = Field(default=ColdStart(), description="What happens while no replica runs.")
     overload: Overload = Field(default=Overload(), description="What happens while every replica is full.")
+    resume: bool = Field(
+        default=True,
+        description="Whether a stream whose replica dies goes on at another one, unseen by its client.",
+    )
+    resume_wait_s: SecondsOrNone = Field(
+        default=60.0,
+        description="Seconds that such a stream waits for a replica before its client is told of the loss.",
+    )

@@ -100,6 +100,7 @@ class Router:
             self.gate,
             answers,
             observe=self._health.observe,
+            routing=self._models.routing,
             now=now,
         )
         self._listener = Listener(

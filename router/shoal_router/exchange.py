@@ -41,7 +41,9 @@ class Exchange(Proxied):
         self.waits_until_s = 0.0
         self._failure: RouterError | None = None  # of the last attempt
         self._relay: Relay | None = None  # set when a reply is committed
-        self._kept = prompt.stream and prompt.work is Work.GENERATE and proxy.keep(len(request.body))
+        self._kept = (
+            prompt.stream and prompt.work is Work.GENERATE and proxy.keep(prompt.model, len(request.body))
+        )
 
     @property
     def claim(self) -> Claim:

@@ -13,6 +13,7 @@ from shoal_router import replies
 from shoal_router.discovery import Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.errors import NoReplicaReady, RouterDraining
+from shoal_router.failure_metrics import failure_lines
 from shoal_router.key_metrics import key_lines
 from shoal_router.listener import Listener
 from shoal_router.metrics import Metrics, gauge
@@ -81,6 +82,7 @@ class Local:
             more=[
                 *gauge("held_bytes", "Bytes of the requests that wait here.", held_bytes),
                 *key_lines(self.proxy.gate),
+                *failure_lines(self.proxy),
             ],
             held={model: len(queue) for model, queue in self.proxy.admission.queues.items()},
         )

@@ -21,9 +21,9 @@ from shoal_router.prompt import Prompt, Work
 from shoal_router.proxied import Proxied
 from shoal_router.quarantine import Quarantine
 from shoal_router.request import Request
-from shoal_router.resume import ResumeSettings
 from shoal_router.retry import RetryLimits
 from shoal_router.standing import Outcome
+from shoal_router.routing import Routing
 from shoal_router.timeouts import Timeouts
 from shoal_router.usage import AnswerTokens
 
@@ -32,7 +32,7 @@ from shoal_router.usage import AnswerTokens
 class ProxySettings:
     retries: RetryLimits = field(default_factory=RetryLimits)
     timeouts: Timeouts = field(default_factory=Timeouts)
-    resume: ResumeSettings = field(default_factory=ResumeSettings)
+    resume_bytes: int = 256 * 2**20  # request bodies of streams; one beyond that cannot be resumed
 
 
 class Proxy:
@@ -50,6 +50,7 @@ class Proxy:
         *,
         observe: Callable[[Endpoint, Outcome], None],
         now: Callable[[], float],
+        routing: Callable[[str], Routing],
     ) -> None:
         self.settings = settings
         self.placer = placer
@@ -60,6 +61,7 @@ class Proxy:
         self.answers = answers
         self.observe = observe
         self.now = now
+        self.routing = routing  # of a model
         self.interrupted = Interrupted(now)
         self.quarantine = Quarantine()
         self.active: set[Proxied] = set()
@@ -80,10 +82,9 @@ class Proxy:
         else:
             exchange.attempt()
 
-    def keep(self, body_bytes: int) -> bool:
-        """Whether a body of so many bytes may be kept for a stream to be resumed; it is counted then."""
-        resume = self.settings.resume
-        if not resume.enabled or self.kept_bytes + body_bytes > resume.kept_bytes:
+    def keep(self, model: str, body_bytes: int) -> bool:
+        """Whether a stream's body of so many bytes may be kept for it to be resumed; it is counted then."""
+        if self.kept_bytes + body_bytes > self.settings.resume_bytes or not self.routing(model).resume:
             return False
         self.kept_bytes += body_bytes
         return True

@@ -160,9 +160,8 @@ class ResumableStream(Proxied):
         self._failure = error
         self._history = self._history.after(failure, begun=True, fruitful=relay.fruitful)
         self._tried = [endpoint] if relay.fruitful else [*self._tried, endpoint]
-        settings = proxy.settings
-        total_s = self.started_s + settings.timeouts.total_s
-        self._gives_up_s = min(proxy.now() + settings.resume.wait_s, total_s)
+        wait_s = proxy.routing(self._prompt.model).resume_wait_s
+        self._gives_up_s = min(proxy.now() + wait_s, self.started_s + proxy.settings.timeouts.total_s)
         self._resume()
 
     def _resume(self) -> None:

@@ -8,7 +8,6 @@ exactly the events that are missing.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,17 +20,6 @@ TOKENS = b"tokens"
 DONE = b"done"
 _STAGES = frozenset((b"open", TOKENS, b"finish", b"usage", DONE))
 _HEADER = HEADER_RESUME.encode()
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeSettings:
-    """What the router keeps and how long it waits, so that streams outlive their replicas."""
-
-    enabled: bool = True
-    kept_bytes: int = (
-        256 * 2**20
-    )  # request bodies of all streams together; beyond it a stream is not resumable
-    wait_s: float = 60.0  # for a replica that can go on
 
 
 class Progress:

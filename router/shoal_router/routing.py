@@ -26,6 +26,8 @@ class Routing:
     queue_s: float = 5.0  # how long a request waits while every replica is full
     max_queued: int = 1024  # requests that may wait so
     look_ahead: float = 0.12  # of the requests that a replica computes at once, how many may wait in it
+    resume: bool = True  # whether a stream whose replica dies goes on at another one
+    resume_wait_s: float = 60.0  # how long it waits for one
 
     @classmethod
     def from_options(cls, options: RoutingOptions) -> Self:
@@ -41,6 +43,8 @@ class Routing:
             queue_s=options.overload.queue_s,
             max_queued=options.overload.max_queued,
             look_ahead=options.overload.look_ahead_percent / 100,
+            resume=options.resume,
+            resume_wait_s=options.resume_wait_s,
         )
 
     @property

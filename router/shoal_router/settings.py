@@ -64,6 +64,7 @@ class RouterSettings:
             proxy=ProxySettings(
                 RetryLimits(options.max_retries, options.retry_budget_percent / 100),
                 Timeouts(options.first_byte_timeout_s, options.idle_timeout_s, options.total_timeout_s),
+                options.max_resume_bytes,
             ),
             health=HealthSettings(
                 options.health_interval_s,

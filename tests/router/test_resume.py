@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from shoal_router.proxy import ProxySettings
-from shoal_router.resume import ResumeSettings
 from shoal_router.retry import MAX_DEATHS
+from shoal_router.routing import Routing
+from shoal_router.settings import RouterSettings
 from shoal_router.timeouts import Timeouts
 from tests.router.conftest import Run
 from tests.router.resumable_engine import (
@@ -47,10 +48,6 @@ from tests.router.test_resumable_relay import Body, cut
 STEPS = stream(9)
 WHOLE = seen_by_client(STEPS)
 ASK = post(body=chat("hi", stream=True))
-
-
-def with_resume(**fields: object) -> ProxySettings:
-    return ProxySettings(resume=ResumeSettings(**fields))  # type: ignore[arg-type]
 
 
 def fleet(script: Script, count: int = 3) -> list[Replica]:
@@ -100,6 +97,10 @@ def test_any_death_is_unseen_but_for_a_pause(run: Run) -> None:
                 client.close()
             assert r.router.metrics.resumes["resumed"] >= 60
             assert r.router.metrics.resumes.keys() == {"resumed"}
+            told = (await r.ask(get("/metrics"))).raw_body.decode()
+            assert f'shoal_router_resumes_total{{outcome="resumed"}} {len(engine.resumed_from)}' in told
+            assert "shoal_router_interrupted_streams 0" in told
+            assert "shoal_router_resume_bytes 0" in told
             assert r.router.metrics.broken_replies == 0
             assert len(engine.bodies) == 1, "the body goes on as it came"
             assert r.router._proxy.kept_bytes == 0
@@ -279,7 +280,7 @@ def test_stream_waits_for_its_only_replica_to_come_back(run: Run) -> None:
 
 def test_wait_for_a_replica_has_an_end_that_is_told(run: Run) -> None:
     async def scenario() -> None:
-        settings = replace(FAST, proxy=with_resume(wait_s=0.2))
+        settings = replace(FAST, routing=Routing(resume_wait_s=0.2))
         engine = Engine(STEPS, [boundary(STEPS, 4)])
         async with rig(Replica(script=engine), settings=settings) as r:
             client, _ = await begun(r)
@@ -411,8 +412,15 @@ def test_stream_of_too_many_deaths_is_given_up(run: Run) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("proxy", [with_resume(enabled=False), with_resume(kept_bytes=10)])
-def test_stream_that_may_not_be_kept_is_not_resumable(run: Run, proxy: ProxySettings) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(FAST, routing=Routing(resume=False)),
+        replace(FAST, proxy=ProxySettings(resume_bytes=10)),
+    ],
+    ids=["switched off", "too many bytes"],
+)
+def test_stream_that_may_not_be_kept_is_not_resumable(run: Run, settings: RouterSettings) -> None:
     async def plain(request: Received, writer: asyncio.StreamWriter) -> None:
         assert "x-shoal-resumable" not in request.headers
         writer.write(
@@ -425,7 +433,7 @@ def test_stream_that_may_not_be_kept_is_not_resumable(run: Run, proxy: ProxySett
         await asyncio.sleep(1)
 
     async def scenario() -> None:
-        async with rig(*fleet(plain), settings=replace(FAST, proxy=proxy)) as r:
+        async with rig(*fleet(plain), settings=settings) as r:
             assert await told(r) == (STEPS[0][2], "replica_lost")
             assert r.router._proxy.kept_bytes == 0
 
