@@ -97,10 +97,6 @@ class Engine:
         """What of the routers' tags has entered or left the prefix cache since the last call."""
         return self.scheduler.pool.tags.take_changes()
 
-    def tag_changes(self) -> TagChanges | None:
-        """What of the routers' tags has entered or left the prefix cache since the last call."""
-        return self.scheduler.pool.tags.take_changes()
-
     def add(self, submit: Submit) -> None:
         """Queue a request of n=1. Raises EngineError: it is malformed, can never fit, or the queue is full."""
         _check_ids("prompt", submit.prompt_token_ids, self.config.vocab_size)
