@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -43,7 +43,7 @@ class Script(msgspec.Struct):
 @dataclass(slots=True)
 class _Running:
     request: Submit
-    tokens: itertools.cycle[int]
+    tokens: Iterator[int]
     made: int = 0
 
 
@@ -97,7 +97,8 @@ class ScriptedEngine:
             request = self.waiting.popleft()
             self.prompt_tokens += len(request.prompt_token_ids)
             self._cache(request)
-            self.running[request.id] = _Running(request, itertools.cycle(request.prompt_token_ids))
+            tokens, given = itertools.cycle(request.prompt_token_ids), len(request.output_token_ids)
+            self.running[request.id] = _Running(request, itertools.islice(tokens, given, None), given)
         outputs = [self._advance(each) for each in self.running.values()]
         for output in outputs:
             if output.finish_reason is not None:

@@ -9,7 +9,9 @@ import pytest
 
 from shoal_engine.server.resume import decode_state, encode_state
 from tests.engine.server.in_process import replica
+from tests.engine.server.running import Running
 from tests.engine.server.streams import (
+    CHAT,
     COMPLETIONS,
     DRAWN,
     RESUMABLE,
@@ -142,3 +144,14 @@ async def test_where_the_first_replica_had_not_counted_cached_tokens_the_second_
         usage = content_of(rest.data)["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] > usage["prompt_tokens"] - 16
         assert usage["prompt_tokens_details"]["cached_tokens"] <= usage["prompt_tokens"]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_over_http_as_in_one_process(server: Running, path: str) -> None:
+    """With an engine process and a socket between: each event's line and data come in one piece."""
+    body = asked(path, {"max_tokens": 9, "ignore_eos": True})
+    whole = stream_of(server.http.post(path, json=body, headers={"x-shoal-resumable": "1"}))
+    headers = {"x-shoal-resumable": "1", STATE: whole.state, "content-type": "application/json"}
+    for cut in range(1, len(whole.events) + 1):
+        rest = stream_of(server.http.post(path, content=whole.envelope(body, cut), headers=headers))
+        assert content_of([*whole.data[:cut], *rest.data]) == content_of(whole.data)
