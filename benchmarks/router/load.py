@@ -69,7 +69,7 @@ async def connect(port: int) -> Client:
     return client
 
 
-def chat(prompt: str, *, stream: bool = False, max_tokens: int = 1) -> bytes:
+def chat(prompt: str, *, stream: bool = False, max_tokens: int = 1, key: str = KEY) -> bytes:
     """A chat request as a client library would send it."""
     fields = {
         "model": "sim",
@@ -80,7 +80,7 @@ def chat(prompt: str, *, stream: bool = False, max_tokens: int = 1) -> bytes:
     body = json.dumps(fields).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: shoal\r\nAccept: application/json\r\n"
-        f"Content-Type: application/json\r\nUser-Agent: bench/1\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nUser-Agent: bench/1\r\nAuthorization: Bearer {key}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

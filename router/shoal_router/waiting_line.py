@@ -27,7 +27,7 @@ class WaitingLine(Generic[Item]):
         for rate in (self._rate, rates):
             rate.opened(now_s)
             if back:
-                rate.left(-claim.tokens, now_s)
+                rate.left(claim.tokens, now_s, back=True)
 
     def take(self, now_s: float) -> tuple[Item, Claim]:
         """Who is next, no longer waiting."""

@@ -206,6 +206,18 @@ def test_drain_rate_counts_only_time_in_which_somebody_waited() -> None:
     assert rate.per_s(now + FORGET_S) is None
 
 
+def test_burst_says_nothing_about_the_rate_before_some_of_it_are_through_and_a_standstill_does() -> None:
+    rate = DrainRate()
+    rate.opened(0.0)
+    assert rate.per_s(2.0, 10) is None, "all came together, and none is done yet"
+    for _ in range(10):
+        rate.left(10, 2.0)
+    assert rate.per_s(2.0) == pytest.approx(50, rel=0.3)
+    stands = DrainRate()
+    stands.opened(0.0)
+    assert stands.per_s(6.0) == 0.0
+
+
 def test_drain_rate_follows_a_change_within_its_window() -> None:
     rate = DrainRate()
     rate.opened(0.0)
