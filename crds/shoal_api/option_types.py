@@ -27,9 +27,16 @@ def _endpoint(value: str) -> str:
     return value.rstrip("/")
 
 
+def _collector(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", value):
+        raise ValueError(f'must be an OTLP/HTTP base URL such as http://collector:4318, "{value}" is not')
+    return value.rstrip("/")
+
+
 Count = Annotated[int, Field(ge=1, le=2**24)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
 Queued = Annotated[int, Field(ge=0, le=100_000)]
+ShareOrNone = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.01, le=1.0)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Bytes = Annotated[int, Field(ge=1024, le=2**50)]
@@ -46,6 +53,7 @@ Template = Annotated[str, Field(title="PATH", min_length=1, max_length=65_536)]
 LoraPath = Annotated[str, Field(title="NAME=PATH", max_length=1024), AfterValidator(_lora_path)]
 LoraPaths = Annotated[tuple[LoraPath, ...], Field(max_length=64, strict=False)]
 Endpoint = Annotated[str, Field(title="URL", max_length=1024), AfterValidator(_endpoint)]
+Collector = Annotated[str, Field(title="URL", max_length=1024), AfterValidator(_collector)]
 Namespaces = Annotated[tuple[Name, ...], Field(max_length=256, strict=False)]
 Endpoints = Annotated[tuple[Endpoint, ...], Field(max_length=1024, strict=False)]
 Key = Annotated[str, Field(title="KEY", min_length=1, max_length=1024)]

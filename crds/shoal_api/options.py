@@ -3,6 +3,7 @@
 EngineOptions           spec.engine: how an engine computes
 └── ModelOptions        and what it serves: the arguments of `LLM(...)`
     └── ServeOptions    and how it is reached: `shoal serve`
+TracingOptions          traces, of either program
 RoutingOptions          spec.routing: how the requests of one model are spread (routing_options.py)
 └── RouterOptions       and the process that does it: `shoal router`
 
@@ -19,6 +20,7 @@ from pydantic import Field
 from shoal_api.option_types import (
     BlockTokens,
     Bytes,
+    Collector,
     Count,
     CountOrNone,
     Endpoints,
@@ -35,6 +37,7 @@ from shoal_api.option_types import (
     SecondsOrNone,
     Seed,
     Share,
+    ShareOrNone,
     Template,
 )
 from shoal_api.routing_options import RoutingOptions
@@ -126,6 +129,10 @@ class EngineOptions(Strict):
         default=None,
         description="Path of a Jinja chat template, or the template itself; unset takes the model's own.",
     )
+    target_step_s: Seconds | None = Field(
+        default=None,
+        description="Seconds that a step may take while answers are written; prompts get less of it then; unset: any.",
+    )
     deterministic: bool = Field(default=False, description="Same tokens in any batch or cache state; slower.")
     generation_config: Literal["auto", "vllm"] = Field(
         default="auto",
@@ -173,12 +180,28 @@ class ModelOptions(EngineOptions):
     )
 
 
-class ServeOptions(ModelOptions):
+class TracingOptions(Strict):
+    """OpenTelemetry traces, with the packages of `shoal[tracing]`."""
+
+    otlp_endpoint: Collector | None = Field(
+        default=None,
+        description="OTLP/HTTP base URL of a collector of traces; unset takes OTEL_EXPORTER_OTLP_ENDPOINT, or sends none.",
+    )
+    trace_sample_ratio: ShareOrNone = Field(
+        default=1.0,
+        description="Share of traces to send, of those that begin here; one that a caller began is the caller's to decide.",
+    )
+
+
+class ServeOptions(ModelOptions, TracingOptions):
     """`shoal serve`: one engine behind HTTP and gRPC."""
 
     host: Name = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: Port = Field(default=8000, description="HTTP port; 0 takes a free one.")
-    grpc_port: Port = Field(default=9000, description="gRPC port; 0 takes a free one.")
+    grpc_port: Port | None = Field(
+        default=None,
+        description="gRPC port where routers watch the engine; 0 is none; unset takes 9000 or, if taken, a free one.",
+    )
     api_key: Keys = Field(
         default=(), description="Key that clients must send as bearer token; repeatable; none asks none."
     )
@@ -187,7 +210,7 @@ class ServeOptions(ModelOptions):
     )
 
 
-class RouterOptions(RoutingOptions):
+class RouterOptions(RoutingOptions, TracingOptions):
     """`shoal router`: one process. Its routing options hold for models that bring none of their own."""
 
     endpoint: Endpoints = Field(
@@ -258,4 +281,7 @@ class RouterOptions(RoutingOptions):
     )
     drain_timeout_s: SecondsOrNone = Field(
         default=300.0, description="Seconds that running requests get to end after that."
+    )
+    access_log: bool = Field(
+        default=False, description="Write a JSON line per request to stdout; SIGUSR1 turns it on and off."
     )

@@ -12,6 +12,7 @@ from enum import Enum
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from shoal_api.options import TracingOptions
 from shoal_api.trace_context import TraceContext
 
 if TYPE_CHECKING:
@@ -67,6 +68,14 @@ class SpanSender:
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES have the last word, as everywhere.
         self._resource = own.merge(OTELResourceDetector().detect())
         self._scope = InstrumentationScope(service, version("shoal"))
+
+    @classmethod
+    def of(cls, options: TracingOptions, environ: Mapping[str, str], service: str) -> SpanSender | None:
+        """A sender as the options or the environment want it; None when neither does. Raises TracingUnavailable."""
+        endpoint = options.otlp_endpoint or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        if not endpoint or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return None
+        return cls.to(endpoint, service, options.trace_sample_ratio)
 
     @classmethod
     def to(cls, endpoint: str, service: str, ratio: float) -> SpanSender:

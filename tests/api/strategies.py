@@ -18,6 +18,7 @@ from shoal_api.schema import Strict
 SAMPLES = {
     "lora": st.sampled_from(["a=/b", "sql=hf://x/y", "n=C:=d"]),
     "endpoint": st.sampled_from(["http://127.0.0.1:8001", "http://host"]),
+    "otlp_endpoint": st.sampled_from(["http://127.0.0.1:4318", "https://host/otlp"]),
     "block_size": st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256]),
     "uri": st.sampled_from(
         ["hf://org/name", "file:///models/x.gguf", "pvc://claim/dir", "s3://b/k", "oci://r/i:1"]
