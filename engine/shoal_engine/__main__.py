@@ -9,6 +9,7 @@ import asyncio
 import functools
 import os
 import resource
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from shoal_api.exit_codes import ExitCode
 from shoal_api.flags import parse_flags
+from shoal_api.names import PORT_ENGINE_GRPC
 from shoal_api.options import ModelOptions, ServeOptions
 
 if TYPE_CHECKING:
@@ -47,7 +49,16 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
             f"shoal serve: cannot listen on {options.host}:{options.port}: {error.strerror}", file=sys.stderr
         )
         return ExitCode.ADDRESS
-    settings = settings_of(options, environ)
+    try:
+        grpc_port = choose_grpc_port(options, listen)
+    except OSError as error:
+        print(
+            f"shoal serve: cannot listen on {options.host}:{options.grpc_port} for gRPC: {error.strerror}; "
+            "choose another --grpc-port, or 0 for none",
+            file=sys.stderr,
+        )
+        return ExitCode.ADDRESS
+    settings = settings_of(options, environ, grpc_port)
 
     async def serve() -> int:
         return await ApiServer(settings, listener, Console(stderr=True)).run()
@@ -56,7 +67,24 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         return int(runner.run(serve()))
 
 
-def settings_of(options: ServeOptions, environ: Mapping[str, str]) -> Settings:
+def choose_grpc_port(options: ServeOptions, listen: Callable[[str, int], socket.socket]) -> int:
+    """The port of the pushed state, 0 for none. Raises OSError when the one that was asked for is taken."""
+    if options.grpc_port == 0:
+        return 0
+    try:
+        found = listen(options.host, options.grpc_port or PORT_ENGINE_GRPC)
+    except OSError:
+        if options.grpc_port is not None:
+            raise
+        found = listen(
+            options.host, 0
+        )  # several engines of one machine: routers read the port in the metrics
+    with found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def settings_of(options: ServeOptions, environ: Mapping[str, str], grpc_port: int = 0) -> Settings:
     """What the server needs, from options and environment."""
     from shoal_engine.model_text import load_model_text
     from shoal_engine.server.serving import Settings
@@ -72,6 +100,7 @@ def settings_of(options: ServeOptions, environ: Mapping[str, str]) -> Settings:
         api_keys=[*options.api_key, key] if key else options.api_key,
         seed=options.seed,
         drain_timeout_s=options.drain_timeout_s,
+        grpc_port=grpc_port,
     )
 
 

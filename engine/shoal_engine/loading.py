@@ -151,6 +151,7 @@ def limits_of(options: ModelOptions, config: ModelConfig, defaults: StepDefaults
         max_num_queued_reqs=_first_given(options.max_num_queued_reqs, QUEUED_PER_SEAT * max_num_seqs),
         max_num_queued_tokens=options.max_num_queued_tokens,
         long_prefill_token_threshold=options.long_prefill_token_threshold,
+        target_step_s=options.target_step_s,
         sliding_window=config.sliding_window if config.sliding_layers is None else None,
     )
 

@@ -134,6 +134,7 @@ def _add_state(api: FastAPI, service: Service) -> None:
     @api.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> Response:
         service.metrics.stalled_s = service.client.stalled_s()
+        service.metrics.prefix_tags = len(service.client.tags.held)
         body, content_type = exposition.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 

@@ -19,6 +19,7 @@ from shoal_engine.messages import Abort, Failed, FromEngine, Loading, Outputs, R
 from shoal_engine.server.engine_child import EngineChild
 from shoal_engine.server.engine_faults import cause_of_death
 from shoal_engine.server.generation import Generation
+from shoal_engine.server.held_tags import HeldTags
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.open_requests import Listener, OpenRequests
 
@@ -33,6 +34,7 @@ class EngineClient(asyncio.Protocol):
         self.loading_at_s = time.monotonic()
         self.ready: Ready | None = None
         self.ended: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
+        self.tags = HeldTags()
         self.changed = asyncio.Event()  # loading has progressed, or is over
         self._command = command
         self._limits = limits
@@ -129,6 +131,10 @@ class EngineClient(asyncio.Protocol):
             return
         for message in messages:
             if isinstance(message, Outputs):
+                if (
+                    message.tags is not None
+                ):  # before the answers: who has read the end of one finds them told
+                    self.tags.apply(message.tags)
                 self._open.deliver(message, now_s)
             else:
                 self._on_state(message, now_s)

@@ -15,11 +15,23 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from shoal_api import names
-from shoal_engine.messages import Ready
+from shoal_engine.messages import Ready, StepCost
 from shoal_engine.server.metrics import HISTOGRAMS, Metrics
 
 Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 Sample = tuple[tuple[str, ...], float]  # label values and the value
+
+
+def _step_cost(cost: StepCost | None) -> Iterator[tuple[str, str, float]]:
+    """What a step costs, once that is known."""
+    if cost is not None:
+        yield "shoal:step_base_seconds", "Time of a step beside its tokens.", cost.base_s
+        yield (
+            "shoal:step_prefill_token_seconds",
+            "Time of a step for each prompt token.",
+            cost.prefill_token_s,
+        )
+        yield "shoal:step_sequence_seconds", "Time of a step for each decoding sequence.", cost.sequence_s
 
 
 class Exposition(Collector):
@@ -56,7 +68,15 @@ class Exposition(Collector):
             (names.METRIC_WAITING, "Requests that wait for their first step.", stats.num_waiting),
             (names.METRIC_KV_USAGE, "Share of the KV cache in use, 0 to 1.", stats.kv_cache_usage),
             ("shoal:num_waiting_tokens", "Prompt tokens that wait to be computed.", stats.num_waiting_tokens),
+            (
+                "shoal:queued_prefill_tokens",
+                "Prompt tokens still to be computed.",
+                stats.queued_prefill_tokens,
+            ),
             ("shoal:stalled_seconds", "How long work has waited for a step.", self._metrics.stalled_s),
+            ("shoal:prefix_tags", "Routers' prefix hashes that the cache holds.", self._metrics.prefix_tags),
+            (names.METRIC_GRPC_PORT, "Port of the pushed state; 0: none.", self._metrics.grpc_port),
+            *_step_cost(stats.step_cost),
         ):
             yield self._family(GaugeMetricFamily, name, text, (), [((), value)])
         reasons: list[Sample] = [(("capacity",), stats.num_waiting), (("deferred",), 0)]

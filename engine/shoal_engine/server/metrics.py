@@ -91,6 +91,8 @@ class Metrics:
         self.disconnects = 0
         self.resumed = 0
         self.stalled_s = 0.0
+        self.grpc_port = 0  # where the engine's state is pushed; 0: nowhere
+        self.prefix_tags = 0
         self._gaps = self.histograms["vllm:inter_token_latency_seconds"]
         self._first = self.histograms["vllm:time_to_first_token_seconds"]
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -31,6 +31,9 @@ from shoal_engine.server.prompts import Prompts
 from shoal_engine.server.service import Service
 from shoal_engine.server.startup import started
 
+if TYPE_CHECKING:
+    from shoal_engine.server.state_server import StateServer
+
 log = logging.getLogger(__name__)
 FLUSH_S = 2.0  # what clients get to read their last event
 TICK_S = 1.0
@@ -48,6 +51,7 @@ class Settings:
     api_keys: Sequence[str] = ()
     seed: int | None = None  # of the seeds that are drawn for requests that bring none
     drain_timeout_s: float = 300.0
+    grpc_port: int = 0  # where routers watch the engine's state; 0: nowhere
     limits: Limits = field(default_factory=Limits)
 
 
@@ -65,6 +69,7 @@ class ApiServer:
         app = build_app(self.service, Keys(settings.api_keys))
         self.http = HttpServer.of(app, limits, FLUSH_S)
         self._listener = listener
+        self._state_server: StateServer | None = None
         self._display = LoadingDisplay(console)
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._started_s = time.monotonic()
@@ -75,6 +80,8 @@ class ApiServer:
         tick = asyncio.create_task(self._tick())
         try:
             with self._signal_handlers():
+                if not await self._push_state():
+                    return ExitCode.ADDRESS
                 await self.client.start()
                 log.info("listening", extra={"url": url_of(self._listener)})
                 return await self._live(http)
@@ -83,9 +90,26 @@ class ApiServer:
             self._display.close()
             self.http.end()
             await self.client.stop()
+            if self._state_server is not None:
+                await self._state_server.stop()
             await http
             if self.service.prompts is not None:
                 self.service.prompts.close()
+
+    async def _push_state(self) -> bool:
+        """Listen for routers, if that is wanted; False if the port cannot be had."""
+        host, port = self._listener.getsockname()[0], self.settings.grpc_port
+        if not port:
+            return True
+        from shoal_engine.server.state_server import StateServer  # gRPC is imported by those who use it
+
+        self._state_server = StateServer(self.service)
+        try:
+            self.metrics.grpc_port = await self._state_server.start(host, port)
+        except OSError as error:
+            log.error("cannot listen for gRPC; choose another --grpc-port", extra={"why": str(error)})
+            return False
+        return True
 
     def stop(self) -> None:
         """As a signal would: drain, or end at once if that is under way already."""
