@@ -39,6 +39,7 @@ class Queues:
 
     def add(self, request: Request, step: int) -> None:
         level = max(-MAX_PRIORITY_LEVELS, min(MAX_PRIORITY_LEVELS, request.priority))
+        level -= request.num_given_tokens > 0  # it has waited elsewhere, and somebody has begun to read
         self._added += 1
         request.order = (level * self._ageing_steps + step, request.priority, request.arrival, self._added)
         self.requests[request.id] = request

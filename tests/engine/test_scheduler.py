@@ -701,6 +701,15 @@ def test_lower_priority_numbers_run_sooner() -> None:
     assert ids(finish_all(s)) == ["c", "e", "a", "d", "b"]
 
 
+def test_what_was_begun_elsewhere_goes_before_what_waits_with_the_same_priority() -> None:
+    s = scheduler(max_num_seqs=1)
+    for name, given in (("a", []), ("b", [TOKEN]), ("c", [])):
+        submit = Submit(name, [1, 2], SamplingParams(max_tokens=2), output_token_ids=given)
+        s.add(Request.from_submit(submit, 0.0))
+    s.add(request("urgent", 4, priority=-2, max_tokens=1))
+    assert ids(finish_all(s)) == ["urgent", "b", "a", "c"]
+
+
 def test_waiting_outweighs_priority_one_level_per_ageing_steps() -> None:
     s = scheduler(max_num_seqs=1, ageing_steps=10)
     s.add(request("busy", 4, max_tokens=100))
