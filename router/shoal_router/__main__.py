@@ -16,6 +16,7 @@ from shoal_api.exit_codes import ExitCode
 from shoal_api.flags import parse_flags
 from shoal_api.kube import ApiError, ApiServer
 from shoal_api.options import RouterOptions
+from shoal_api.spans import SpanSender, TracingUnavailable
 from shoal_router.app import Router
 from shoal_router.discovery import Discovery, StaticDiscovery
 from shoal_router.key_file import KeyFileError
@@ -40,8 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s router %(levelname)s %(message)s")
-    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-        return runner.run(serve(settings, make_discovery(settings, api)))
+    try:
+        sender = SpanSender.of(options, os.environ, "shoal-router")
+    except TracingUnavailable as error:
+        parser.error(str(error))
+    try:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            return runner.run(serve(settings, make_discovery(settings, api), sender))
+    finally:
+        if sender is not None:
+            sender.close()
 
 
 def make_discovery(settings: RouterSettings, api: ApiServer | None) -> Discovery:
@@ -61,7 +70,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(settings: RouterSettings, discovery: Discovery) -> int:
+async def serve(settings: RouterSettings, discovery: Discovery, sender: SpanSender | None = None) -> int:
     """Serve until a signal; a second one ends the drain."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -71,7 +80,8 @@ async def serve(settings: RouterSettings, discovery: Discovery) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    router = Router(settings, discovery, rng=random.Random())
+    router = Router(settings, discovery, rng=random.Random(), sender=sender)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: router.set_access_log(not router.access_log))
     try:
         await router.start()
     except KeyFileError as error:

@@ -7,10 +7,14 @@ import contextlib
 import logging
 import os
 import random
+import sys
 from collections.abc import Iterable
 from itertools import count
+from typing import BinaryIO
 
 from shoal_api.request_prefix import BLOCK_BYTES
+from shoal_api.spans import SpanSender
+from shoal_router.access_log import AccessLog
 from shoal_router.admission import Admission
 from shoal_router.connection import ClientConnection
 from shoal_router.demand import Demand
@@ -20,6 +24,7 @@ from shoal_router.engine_link import EngineLinks, Open, watch
 from shoal_router.errors import RouterError
 from shoal_router.gate import Gate
 from shoal_router.health import Health
+from shoal_router.journal import Journal
 from shoal_router.listener import Listener
 from shoal_router.local import Local
 from shoal_router.metrics import Metrics
@@ -50,7 +55,10 @@ class Router:
         *,
         rng: random.Random,
         open_stream: Open = watch,
+        sender: SpanSender | None = None,
+        access_log_stream: BinaryIO | None = None,
     ) -> None:
+        """`sender` takes traces when there are to be any; the access log goes to stdout unless it is said where."""
         self._settings = settings
         self.discovery = discovery
         self._loop = asyncio.get_running_loop()
@@ -113,6 +121,10 @@ class Router:
         self._local = Local(
             self.endpoints, self._models, self.index, self.metrics, self._listener, self._proxy, discovery
         )
+        self._sender = sender
+        self._access_log_stream = access_log_stream
+        self._access_log: AccessLog | None = None
+        self.set_access_log(settings.access_log)
         self.endpoints.on_add.append(lambda endpoint: self.index.add(endpoint.slot, self._blocks(endpoint)))
         self.endpoints.on_remove.append(lambda endpoint: self.index.remove(endpoint.slot))
         self.endpoints.on_change.append(self._models.changed)
@@ -164,9 +176,27 @@ class Router:
         await self.discovery.stop()
         await self._health.stop()
         await self._links.stop()
+        self.set_access_log(False)
         self.endpoints.reconcile(())
         await asyncio.sleep(0)  # closed transports tell their protocols in the next turn of the loop
         return done
+
+    @property
+    def access_log(self) -> bool:
+        """Whether it writes a line per request."""
+        return self._access_log is not None
+
+    def set_access_log(self, wanted: bool) -> None:
+        """Begin or end the access log. A request is in it when it was on at its beginning."""
+        if not wanted and self._access_log is not None:
+            self._access_log.close()
+            self._access_log = None
+        elif wanted and self._access_log is None:
+            self._access_log = AccessLog(self._access_log_stream or sys.stdout.buffer)
+        journal = None
+        if self._access_log is not None or self._sender is not None:
+            journal = Journal(self._access_log, self._sender, self._loop.time)
+        self._proxy.journal = self._listener.journal = journal
 
     async def _drained(self, timeout_s: float) -> bool:
         deadline = self._loop.time() + timeout_s

@@ -15,6 +15,7 @@ from shoal_router.endpoints import Endpoint
 from shoal_router.exchange import Exchange
 from shoal_router.gate import Gate
 from shoal_router.interrupted import Interrupted
+from shoal_router.journal import Journal
 from shoal_router.metrics import Metrics
 from shoal_router.placement import Placer
 from shoal_router.prompt import Prompt, Work
@@ -22,8 +23,8 @@ from shoal_router.proxied import Proxied
 from shoal_router.quarantine import Quarantine
 from shoal_router.request import Request
 from shoal_router.retry import RetryLimits
-from shoal_router.standing import Outcome
 from shoal_router.routing import Routing
+from shoal_router.standing import Outcome
 from shoal_router.timeouts import Timeouts
 from shoal_router.usage import AnswerTokens
 
@@ -49,8 +50,8 @@ class Proxy:
         answers: AnswerTokens,
         *,
         observe: Callable[[Endpoint, Outcome], None],
-        now: Callable[[], float],
         routing: Callable[[str], Routing],
+        now: Callable[[], float],
     ) -> None:
         self.settings = settings
         self.placer = placer
@@ -60,10 +61,11 @@ class Proxy:
         self.gate = gate
         self.answers = answers
         self.observe = observe
-        self.now = now
         self.routing = routing  # of a model
+        self.now = now
         self.interrupted = Interrupted(now)
         self.quarantine = Quarantine()
+        self.journal: Journal | None = None  # set while somebody wants to know what becomes of requests
         self.active: set[Proxied] = set()
         self.retrying = 0
         self.kept_bytes = 0  # request bodies of streams that can be resumed, or will be
@@ -73,6 +75,8 @@ class Proxy:
         if len(self.quarantine):
             self.quarantine.check(request, self.now())
         request.grant = self.gate.begin(request, prompt)
+        if self.journal is not None:
+            request.record = self.journal.begin(request, prompt.model, stream=prompt.stream)
         exchange = Exchange(self, client, request, prompt)
         self.active.add(exchange)
         self.demand.arrived(prompt.model)

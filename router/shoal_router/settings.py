@@ -35,6 +35,7 @@ class RouterSettings:
     max_held_bytes: int = 256 * 2**20
     drain_delay_s: float = 0.0
     drain_timeout_s: float = 300.0
+    access_log: bool = False
     sweep_s: float = 0.5  # how late a deadline may be noticed
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
@@ -58,6 +59,7 @@ class RouterSettings:
             max_held_bytes=options.max_held_bytes,
             drain_delay_s=options.drain_delay_s,
             drain_timeout_s=options.drain_timeout_s,
+            access_log=options.access_log,
             connection=ConnectionSettings(
                 HttpLimits(head_bytes=options.max_header_bytes, body_bytes=options.max_body_bytes)
             ),
