@@ -10,6 +10,7 @@ from enum import Enum
 import msgspec
 
 from shoal_api.request_prefix import hash_request, request_chain_start
+from shoal_router.canonical import canonical
 from shoal_router.errors import BadRequest
 
 # A longer prompt is told apart by its first 64k tokens or so; hashing all of it would hold up other requests'
@@ -74,9 +75,9 @@ def read_prompt(fields: Fields, model: str, work: Work, tenant_salt: str = "") -
         size = len(bytes(fields.input)) if work is Work.EMBED else 0
         return Prompt(model, stream, work, size, [])
     # Templates put tools before the messages; in that order equal beginnings stay equal.
-    content = bytes(fields.messages or fields.prompt)
+    content = canonical(bytes(fields.messages)) if fields.messages else bytes(fields.prompt)
     if fields.tools:
-        content = bytes(fields.tools) + content
+        content = canonical(bytes(fields.tools)) + content
     salt = bytes(fields.cache_salt).decode(errors="replace")
     start = request_chain_start(model, salt=f"{tenant_salt}\0{salt}" if tenant_salt else salt)
     chain = hash_request(content[:MAX_HASHED_BYTES], start)
