@@ -25,7 +25,7 @@ from shoal_engine.engine import Engine  # noqa: E402
 from shoal_engine.messages import Submit  # noqa: E402
 
 NEW_TOKENS = 64
-LEFT_BYTES = 48 * 2**20  # to decode with, and too little for a step of 8192 tokens
+LEFT_BYTES = 150 * 2**20  # to decode with, and too little for a step of 8192 tokens, which takes 200 MB
 PIECES = (2**30, 2**26, 2**22)  # bytes: the last is what torch asks of the driver at least
 HELD_STEPS = 40
 

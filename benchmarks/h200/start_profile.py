@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from processes import compile_imports
 from shapes import SHAPES
 
 TOP = 22
@@ -42,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(name)
         SHAPES[args.model].write(folder / "model")
         os.environ["TRITON_CACHE_DIR"] = str(folder / "kernels")
+        os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+        compile_imports({})
         command = [sys.executable, "-X", "importtime", __file__, *argv, "--child", str(folder / "model")]
         for kind in ("cold", "warm") + ("profiled",) * args.profile:
             started = time.perf_counter()

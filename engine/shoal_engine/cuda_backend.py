@@ -13,7 +13,7 @@ from shoal_engine import gpu_memory
 from shoal_engine.backend import StepDefaults
 from shoal_engine.cuda_runner import CudaRunner
 from shoal_engine.cuda_sampler import CudaSampler
-from shoal_engine.kernel_cache import KernelBuild
+from shoal_engine.kernel_cache import KernelBuild, prepare_keys
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.invariant import InvariantKernels
@@ -43,7 +43,10 @@ class CudaBackend:
             torch.cuda.set_device(device)
         self._deterministic = options.deterministic
         self._kernels = InvariantKernels() if options.deterministic else CudaKernels()
-        self._build = KernelBuild.begin(options, kind_of(device)) if device.type == "cuda" else None
+        self._build: KernelBuild | None = None
+        if device.type == "cuda":
+            self._build = KernelBuild.begin(options, kind_of(device))
+            prepare_keys()
         self._results: SamplingSpace | None = None
         cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
         self.place = Placement(device, dtype, self._kernels, cache_dtype)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 import triton
 from triton import knobs
+from triton.runtime.cache import triton_key
 
 from shoal_api.options import ModelOptions
 from shoal_engine.errors import ModelLoadError
@@ -90,6 +92,11 @@ class KernelBuild:
             time.sleep(_LOOK_S)
         if not self._mark.exists():
             log.warning("kernels could not all be compiled ahead; they are compiled as they are needed")
+
+
+def prepare_keys() -> None:
+    """Every key of Triton's cache holds a digest of its own half gigabyte of code: a thread computes it meanwhile."""
+    threading.Thread(target=triton_key, name="triton-key", daemon=True).start()
 
 
 def build(options: ModelOptions, kind: GpuKind, mark: Path) -> int:

@@ -29,6 +29,7 @@ from shoal_engine.model_path import local_path
 from shoal_engine.models.llama import Llama
 from shoal_engine.placement import Placement, choose_dtype
 from shoal_engine.runner import empty_cache
+from shoal_engine.shapes_only import ShapesOnly
 from shoal_engine.step_graphs import Shape, common_shapes
 
 _META = torch.device("meta")
@@ -40,7 +41,8 @@ _LAUNCHED = ((0, (1100,)), (0, (2100,)), (1, (3000, 100)), (40, (3000, 100)), (3
 def kernels_of_start(options: ModelOptions, kind: GpuKind) -> list[Build]:
     """For a GPU of `kind`. Leaves this process unable to launch kernels: see `foreseen`."""
     stand_in_for(kind)
-    return foreseen(kind, partial(_walk, options))
+    with ShapesOnly():
+        return foreseen(kind, partial(_walk, options))
 
 
 def _walk(options: ModelOptions) -> None:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PROMPT_REQUESTS = 32  # in a recorded step that computes prompts
 PROMPT_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 # Of steps that are recorded before the engine is ready; the others follow when it has nothing else to do.
-FIRST_SIZES = frozenset((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048))
+FIRST_SIZES = frozenset((1, 8, 16, 32, 128, 256, 512, 2048))
 # Launching the kernels of a step takes the host about this long; the GPU computes at about this rate.
 MIN_PROMPT_TOKENS = 512  # a first token alone is worth the memory of a graph
 LAUNCH_S = 0.006

@@ -170,10 +170,11 @@ class RandomWeights(ModelWeights):
         deterministic: bool = False,
     ) -> None:
         super().__init__(dtype, device, quantise=quantise, deterministic=deterministic)
-        # A meta device has no values, hence no generator.
         self._generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def take(self, name: str, *shape: int) -> Tensor:
+        if self._generator is None:  # a meta device has no values
+            return torch.empty(shape, dtype=self._dtype, device=self._device)
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=self._dtype, device=self._device)
         values = torch.randn(shape, generator=self._generator, device=self._device, dtype=torch.float32)

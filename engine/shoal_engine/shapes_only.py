@@ -1,0 +1,78 @@
+"""Operations on meta tensors by their shapes alone. Torch's own, written in Python, first import sympy and its compiler.
+
+For walks through a step that look at something else than numbers. What is not here is left to torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+class ShapesOnly(TorchFunctionMode):
+    """A context in which results of the operations below are empty, of the right shape and type."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        shortcut = _SHORTCUTS.get(func)
+        if shortcut is not None:
+            found = shortcut(*args, **given)
+            if found is not NotImplemented:
+                return found
+        return func(*args, **given)
+
+
+def _cat(parts: Sequence[Tensor], dim: int = 0) -> Any:
+    first = parts[0]
+    if not first.is_meta:
+        return NotImplemented
+    shape = list(first.shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return _empty(shape, first)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    return _empty((*x.shape[:-1], weight.shape[0]), x) if x.is_meta else NotImplemented
+
+
+def _rows(x: Tensor, index: Any) -> Any:
+    """x[index] for a tensor of row numbers."""
+    if not x.is_meta or not isinstance(index, Tensor) or index.dtype != torch.int64:
+        return NotImplemented
+    return _empty((*index.shape, *x.shape[1:]), x)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Any:
+    return _empty(query.shape, query) if query.is_meta else NotImplemented
+
+
+def _same(x: Tensor, *_: Any, **given: Any) -> Any:
+    return x if x.is_meta else NotImplemented
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+
+
+def _like(x: Tensor, **given: Any) -> Any:
+    return _empty(x.shape, x) if x.is_meta and not given else NotImplemented
+
+
+_SHORTCUTS: dict[Any, Callable[..., Any]] = {
+    torch.cat: _cat,
+    functional.linear: _linear,
+    functional.scaled_dot_product_attention: _attention,
+    Tensor.__getitem__: _rows,
+    torch.empty_like: _like,
+    Tensor.clamp: lambda x, **_: _like(x),
+    Tensor.zero_: _same,
+    Tensor.fill_: _same,
+    Tensor.__setitem__: lambda x, *_: None if x.is_meta else NotImplemented,
+}
