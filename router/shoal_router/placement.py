@@ -5,12 +5,15 @@ Sends nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from time import time
 
 import msgspec
 
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.chain_header import chain_line
+from shoal_router.decisions import KEPT, Decision
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import NoReplicaReady
 from shoal_router.models import ModelTable
@@ -20,6 +23,7 @@ from shoal_router.prices import LearnedPrices
 from shoal_router.prompt import Prompt, Work
 from shoal_router.reported_cache import ReportedCache
 from shoal_router.routing import Routing
+from shoal_router.shortlist import HOLDERS, MOST_SCORED, Fleet
 from shoal_router.standing import State
 from shoal_router.usage import BytesPerToken, Usage
 
@@ -36,6 +40,7 @@ class Placement(msgspec.Struct, frozen=True):
     stamp: int  # grows from request to request
     uncached_tokens: float
     cached_share: float  # of the prompt, as reported or believed
+    decision: Decision  # what it came from
     believed_stamp: int = 0  # last use of the deepest block believed cached; 0 when none can be contradicted
     cache: ReportedCache | None = None  # where the prompt's blocks are claimed
     chain: Sequence[int] = ()  # of these blocks
@@ -69,19 +74,21 @@ class Placer:
         self._ratios = ratios
         self._prices = prices
         self._pick = pick
+        self._fleets: dict[str, Fleet] = {}  # of models with very many replicas
+        self.decisions: deque[Decision] = deque(maxlen=KEPT)
 
     def place(self, prompt: Prompt, tried: Collection[Endpoint]) -> Placement:
         """Choose a replica that was not tried and charge it.
 
         Raises ModelNotFound, NoReplicaReady or ReplicasFull.
         """
-        endpoints = self._eligible(prompt, tried)
-        routing = self._models.routing(prompt.model)
+        model = prompt.model
+        routing, prices = self._models.routing(model), self._prices.of(model)
         chain = prompt.chain if routing.prefer_cached else []
-        depths = self._index.match(chain) if chain else {}
-        per_token = self._ratios.of(prompt.model)
-        block_tokens = BLOCK_BYTES / per_token
-        tokens = prompt.content_bytes / per_token
+        endpoints, depths, drawn, mean = self._survey(prompt, chain, routing, tried)
+        home = _home(chain, depths, routing) if chain else None
+        per_token = self._ratios.of(model)
+        block_tokens, tokens = BLOCK_BYTES / per_token, prompt.content_bytes / per_token
         candidates = [
             Candidate(
                 endpoint.identity,
@@ -89,30 +96,52 @@ class Placer:
                 endpoint.queued_tokens + endpoint.queued_elsewhere,
                 endpoint.in_flight + endpoint.elsewhere,
                 endpoint.seats,
+                endpoint in drawn,
             )
             for endpoint in endpoints
         ]
-        home = _home(chain, depths, routing) if chain else None
-        prices = self._prices.of(prompt.model)
-        at = choose(tokens, candidates, routing.weights, prices, home, self._pick)
+        at = choose(tokens, candidates, routing.weights, prices, home, self._pick, mean)
         # Tokens are counted beside the engine's batch, which may be as full as it likes.
         ahead = routing.look_ahead
         if not endpoints[at].takes_more(ahead) and prompt.work is not Work.TOKENIZE:
             roomy = [i for i, each in enumerate(endpoints) if each.takes_more(ahead)]
             if not roomy:
-                raise self._models.full(prompt.model)
+                raise self._models.full(model)
             # Where it is cheapest it may queue: sent where there happens to be room, it would be computed anew.
             if not endpoints[at].accepts:
                 left = [candidates[i] for i in roomy]
-                at = roomy[choose(tokens, left, routing.weights, prices, home, self._pick)]
-        endpoint = endpoints[at]
-        return self._charge(endpoint, prompt, tokens - candidates[at].cached, depths.get(endpoint.slot, 0))
+                at = roomy[choose(tokens, left, routing.weights, prices, home, self._pick, mean)]
+        endpoint, cached = endpoints[at], candidates[at].cached
+        decision = Decision(time(), model, tokens, endpoints, candidates, routing.weights, prices, at, mean)
+        self.decisions.append(decision)
+        return self._charge(endpoint, prompt, tokens - cached, depths.get(endpoint.slot, 0), decision)
 
-    def _eligible(self, prompt: Prompt, tried: Collection[Endpoint]) -> tuple[Endpoint, ...] | list[Endpoint]:
+    def _survey(
+        self, prompt: Prompt, chain: list[int], routing: Routing, tried: Collection[Endpoint]
+    ) -> tuple[Sequence[Endpoint], dict[int, int], Collection[Endpoint], float | None]:
+        """Replicas to choose from, how many blocks each slot holds; of very many, which are drawn, and the mean load."""
         routable = self._models.routable(prompt.model)
-        endpoints: tuple[Endpoint, ...] | list[Endpoint] = routable
+        if len(routable) <= MOST_SCORED:
+            depths = self._index.match(chain) if chain else {}
+            return self._eligible(prompt, routable, tried), depths, (), None
+        fleet = self._fleet(prompt.model, routable)
+        depths = self._index.deepest(chain, fleet.slots, HOLDERS, self._pick)
+        listed, drawn = fleet.shortlist(depths, _home(chain, depths, routing) if chain else None, self._pick)
+        if tried and all(endpoint in tried for endpoint in listed):
+            listed = list(routable)
+        return self._eligible(prompt, listed, tried), depths, drawn, fleet.mean_in_flight
+
+    def _fleet(self, model: str, routable: Sequence[Endpoint]) -> Fleet:
+        fleet = self._fleets.get(model)
+        if fleet is None or fleet.endpoints is not routable:
+            fleet = self._fleets[model] = Fleet(routable)
+        return fleet
+
+    def _eligible(
+        self, prompt: Prompt, endpoints: Sequence[Endpoint], tried: Collection[Endpoint]
+    ) -> Sequence[Endpoint]:
         if tried:
-            endpoints = [endpoint for endpoint in routable if endpoint not in tried]
+            endpoints = [endpoint for endpoint in endpoints if endpoint not in tried]
             if not endpoints:
                 raise NoReplicaReady(
                     f"every ready replica of '{prompt.model}' failed this request; try again"
@@ -122,7 +151,9 @@ class Placer:
         proven = [e for e in endpoints if e.standing.state is not State.HALF_OPEN or e.in_flight == 0]
         return proven or endpoints
 
-    def _charge(self, endpoint: Endpoint, prompt: Prompt, uncached: float, depth: int) -> Placement:
+    def _charge(
+        self, endpoint: Endpoint, prompt: Prompt, uncached: float, depth: int, decision: Decision
+    ) -> Placement:
         share = depth * BLOCK_BYTES / prompt.content_bytes if depth else 0.0
         endpoint.tally.requests += 1
         reported = self._index.reported(endpoint.slot)
@@ -130,7 +161,8 @@ class Placer:
             start, stamp = reported.claim(prompt.chain, depth), self._index.stamp()
             endpoint.charge(uncached, stamp)
             line = chain_line(prompt.content_bytes, prompt.chain)
-            return Placement(endpoint, stamp, uncached, share, 0, reported, prompt.chain, start, line)
+            chain = prompt.chain
+            return Placement(endpoint, stamp, uncached, share, decision, 0, reported, chain, start, line)
         believed = 0
         if depth:
             believed = self._index.last_use(endpoint.slot, prompt.chain[depth - 1])
@@ -140,10 +172,11 @@ class Placer:
                 believed = 0
         stamp = self._index.use(endpoint.slot, prompt.chain)
         endpoint.charge(uncached, stamp)
-        return Placement(endpoint, stamp, uncached, share, believed)
+        return Placement(endpoint, stamp, uncached, share, decision, believed)
 
     def settle(self, placement: Placement, prompt: Prompt, usage: Usage) -> None:
         """Compare what was believed with what the engine says, and correct the index where it was wrong."""
+        placement.decision.usage = usage
         if not prompt.content_bytes or not usage.prompt_tokens:
             return
         self._ratios.learn(prompt.model, prompt.content_bytes, usage.prompt_tokens)

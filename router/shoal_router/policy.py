@@ -88,6 +88,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     queued: float  # uncached prompt tokens of requests sent there that have not begun to answer
     in_flight: float  # requests sent there that have not ended
     seats: float = inf  # requests that it computes at once
+    drawn: bool = False  # at random, from very many: no prefix has its home there
 
 
 def choose(
@@ -97,19 +98,50 @@ def choose(
     prices: Prices,
     home: int | None,
     pick: Callable[[int], int],
+    mean_in_flight: float | None = None,
 ) -> int:
     """Index of the best of `candidates` (not empty) for `prompt` tokens.
 
     `home` is the hash of the prefix whose home matters, None for requests that no cache helps;
-    `pick(n)` draws from range(n) and breaks ties.
+    `pick(n)` draws from range(n) and breaks ties. `mean_in_flight` is that of all replicas when the candidates
+    are only some of them.
     """
+    costs = costs_of(prompt, candidates, weights, prices, mean_in_flight)
+    least = min(costs)
+    if home is None:
+        near = [i for i, cost in enumerate(costs) if cost == least]
+        return near[0] if len(near) == 1 else near[pick(len(near))]
+    best = costs.index(least)
+    s = weights.in_flight_tokens
+    if s is None:
+        s = prices.in_flight_tokens
+    enough, limit = candidates[best].cached, least + weights.near_requests * s
+    winner, highest = best, -1
+    for i, c in enumerate(candidates):
+        if costs[i] <= limit and c.cached >= enough:
+            weight = 0 if c.drawn else affinity(home, c.identity)
+            if weight > highest:
+                winner, highest = i, weight
+    return winner
+
+
+def costs_of(
+    prompt: float,
+    candidates: Sequence[Candidate],
+    weights: Weights,
+    prices: Prices,
+    mean_in_flight: float | None = None,
+) -> list[float]:
+    """The cost of each candidate in prompt tokens."""
     s, w = weights.in_flight_tokens, weights.recompute
     if s is None:
         s = prices.in_flight_tokens
-    in_flight = 0.0
-    for c in candidates:
-        in_flight += c.in_flight
-    bound = max(weights.mean_load * in_flight / len(candidates), weights.spare_requests)
+    if mean_in_flight is None:
+        in_flight = 0.0
+        for c in candidates:
+            in_flight += c.in_flight
+        mean_in_flight = in_flight / len(candidates)
+    bound = max(weights.mean_load * mean_in_flight, weights.spare_requests)
     costs = []
     for c in candidates:
         credit = c.cached if c.in_flight <= bound else 0.0
@@ -117,19 +149,7 @@ def choose(
         if c.in_flight >= c.seats:
             cost += prices.seat_tokens * (c.in_flight + 1.0 - c.seats)
         costs.append(cost)
-    least = min(costs)
-    if home is None:
-        near = [i for i, cost in enumerate(costs) if cost == least]
-        return near[0] if len(near) == 1 else near[pick(len(near))]
-    best = costs.index(least)
-    enough, limit = candidates[best].cached, least + weights.near_requests * s
-    winner, highest = best, -1
-    for i, c in enumerate(candidates):
-        if costs[i] <= limit and c.cached >= enough:
-            weight = affinity(home, c.identity)
-            if weight > highest:
-                winner, highest = i, weight
-    return winner
+    return costs
 
 
 def affinity(prefix: int, identity: int) -> int:

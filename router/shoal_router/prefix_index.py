@@ -8,7 +8,7 @@ BelievedCache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from shoal_router.believed_cache import BelievedCache
 from shoal_router.reported_cache import ReportedCache
@@ -86,6 +86,39 @@ class PrefixIndex:
         """A number above all before."""
         self._stamp += 1
         return self._stamp
+
+    def deepest(
+        self, chain: Sequence[int], slots: int, most: int, pick: Callable[[int], int]
+    ) -> dict[int, int]:
+        """As `match`, but only of `slots`, a bit mask, and at most so many: those that hold the longest parts.
+
+        `pick(n)` draws from range(n): of many that hold equally much, any.
+        """
+        holders = self._holders
+        parts: list[tuple[int, int]] = []  # depth and who holds so much and no more
+        depth, held = 0, slots
+        for block in chain:
+            still = held & holders.get(block, 0)
+            if still != held:
+                if depth:
+                    parts.append((depth, held & ~still))
+                held = still
+                if not held:
+                    break
+            depth += 1
+        if held and depth:
+            parts.append((depth, held))
+        depths: dict[int, int] = {}
+        while parts and len(depths) < most:
+            depth, mask = parts.pop()
+            # Turned by a random number of slots, so that it is not always the lowest that are taken.
+            turn, width = pick(mask.bit_length()), mask.bit_length()
+            mask = mask >> turn | (mask & ((1 << turn) - 1)) << (width - turn)
+            while mask and len(depths) < most:
+                lowest = mask & -mask
+                depths[(lowest.bit_length() - 1 + turn) % width] = depth
+                mask ^= lowest
+        return depths
 
     # Replicas that report
 
