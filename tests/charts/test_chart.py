@@ -46,6 +46,8 @@ def test_values_fit_their_schema() -> None:
         (("router", "replicas"), 0),
         (("engine", "image", "digest"), "latest"),
         (("router", "service", "type"), "clusterip"),
+        (("router", "apiKeys", "secretKey"), "../keys"),
+        (("router", "apiKeys", "keys"), []),
     ],
 )
 def test_the_schema_refuses_mistakes(path: tuple[str, ...], value: Any) -> None:
@@ -95,6 +97,14 @@ def test_arguments_are_flags(program: str, options: Any) -> None:
     used = set(re.findall(r"^ *- (--[a-z-]+)=", text, re.MULTILINE))
     assert used
     assert used <= flags
+
+
+def test_keys_are_mounted_as_a_directory_so_that_a_changed_secret_is_seen() -> None:
+    text = (CHART / "templates" / "router" / "deployment.yaml").read_text()
+    (folder,) = re.findall(r"--api-keys-file=(\S+)/\{\{", text)
+    assert f"mountPath: {folder}\n" in text
+    assert "subPath" not in text
+    assert text.count(".Values.router.apiKeys.existingSecret") == 3, "argument, mount and volume go together"
 
 
 def test_ports_are_the_shared_ones() -> None:
