@@ -14,7 +14,9 @@ import asyncio
 import json
 import os
 import random
+import re
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +74,7 @@ def show(name: str, outcomes: Outcomes, seconds: float) -> None:
     if rejects:
         late = sum(each > REJECTED_WITHIN_S for each in rejects)
         after = sorted(outcomes.retry_after_s)
-        refused += f" in {1000 * percentile(rejects, 0.99):5.1f} ms p99, {late} later than 50 ms,"
+        refused += f" in {1000 * percentile(rejects, 0.99):5.1f} ms p99, {late} later than 50 ms, last {rejects[-1]:.2f} s,"
         refused += f" Retry-After {after[0]} to {after[-1]} s"
     shown = (
         f"p50 {percentile(ttft, 0.5):5.2f} p99 {percentile(ttft, 0.99):5.2f} s" if ttft else "none accepted"
@@ -111,6 +113,7 @@ async def run(seconds: float, factors: list[float]) -> bool:
                       f" goodput {100 * goodput:.1f} %; router {100 * used:.0f} % of a core")  # fmt: skip
                 show("polite", polite, seconds)
                 show("flood", flood, seconds)
+                print(f"  refused by the router so far, by reason: {refusals(fleet.ports[0])}")
                 for what, holds in verdicts(polite, flood, goodput).items():
                     print(f"  {'ok ' if holds else 'NOT'} {what}", flush=True)
                     well &= holds
@@ -119,6 +122,13 @@ async def run(seconds: float, factors: list[float]) -> bool:
                 f"router's memory {max(rss_kib) / 1024:.0f} MiB; engines used {cpu_seconds(fleet.engines.pid):.0f} s"
             )
     return well
+
+
+def refusals(port: int) -> dict[str, int]:
+    """By reason; `late` ones were let in and refused after all."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        found = re.findall(rb'queue_refusals_total\{reason="(\w+)"\} (\d+)', reply.read())
+    return {reason.decode(): int(count) for reason, count in found}
 
 
 def rss(pid: int) -> int:

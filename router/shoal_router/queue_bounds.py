@@ -8,7 +8,7 @@ from enum import StrEnum
 from shoal_router.fair_queue import Claim
 
 # Estimates err, and who is let in should not be refused after all: the rest of the allowed time is for that.
-PROMISED = 0.8
+PROMISED = 0.7
 FEW = 16  # requests that may wait while nothing is known about how long it takes
 
 

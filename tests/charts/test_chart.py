@@ -22,8 +22,11 @@ from shoal_api.options import RouterOptions
 from shoal_engine.server.exposition import Exposition
 from shoal_engine.server.metrics import Metrics as EngineMetrics
 from shoal_operator.probe_server import exposition
+from shoal_router.gate import Gate
+from shoal_router.key_metrics import key_lines
 from shoal_router.metrics import Metrics as RouterMetrics
 from shoal_router.prefix_index import PrefixIndex
+from shoal_router.usage import AnswerTokens, BytesPerToken
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "shoal"
@@ -140,7 +143,17 @@ def _exported() -> set[str]:
     """Names of samples, as a scraper sees them."""
     engine, _ = Exposition(EngineMetrics(), "m").render("")
     index = PrefixIndex()
-    router = RouterMetrics().render(endpoints=[], index=index, connections=0, active=0, held={})
+    gate = Gate(
+        (),
+        "keys.yaml",
+        None,
+        ratios=BytesPerToken(),
+        answers=AnswerTokens(),
+        now=lambda: 0.0,
+        chance=lambda: 0.0,
+    )
+    more = key_lines(gate)
+    router = RouterMetrics().render(endpoints=[], index=index, connections=0, active=0, held={}, more=more)
     operator = generate_latest(exposition(SimpleNamespace(mirrors=[], holds_lease=True)))
     text = (engine + router + operator).decode()
     samples = set(re.findall(r"^([a-z][\w:]*)[{ ]", text, re.MULTILINE))
