@@ -31,7 +31,7 @@ class AccessLog:
         self._thread.start()
 
     def put(self, record: Record, ended_s: float, ended_at: float) -> None:
-        """A request is over: `ended_s` on the router's clock, `ended_at` in seconds of the epoch."""
+        """A request is over: `ended_s` on the journal's clock, `ended_at` in seconds of the epoch."""
         if self._queue.qsize() < MOST_QUEUED:
             self._queue.put((record, ended_s, ended_at))
         else:

@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Iterable
 from itertools import count
+from time import perf_counter
 from typing import BinaryIO
 
 from shoal_api.request_prefix import BLOCK_BYTES
@@ -195,7 +196,7 @@ class Router:
             self._access_log = AccessLog(self._access_log_stream or sys.stdout.buffer)
         journal = None
         if self._access_log is not None or self._sender is not None:
-            journal = Journal(self._access_log, self._sender, self._loop.time)
+            journal = Journal(self._access_log, self._sender, perf_counter)  # uvloop counts whole milliseconds
         self._proxy.journal = self._listener.journal = journal
 
     async def _drained(self, timeout_s: float) -> bool:

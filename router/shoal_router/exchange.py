@@ -73,7 +73,7 @@ class Exchange(Proxied):
     def attempt_failed(self, failure: Failure, cause: Exception | None = None) -> None:
         """An attempt ended before anything was committed: repeat it elsewhere or give up."""
         proxy, past = self._proxy, self._history
-        endpoint = self._end_attempt()
+        endpoint = self._end_attempt(failure)
         if failure is Failure.FULL:
             # No fault, and no retry that the budget counts: the next report, or an end there, opens it again.
             endpoint.ceiling = endpoint.in_flight + endpoint.elsewhere
@@ -103,6 +103,9 @@ class Exchange(Proxied):
         proxy, attempt = self._proxy, self._attempt
         assert attempt is not None
         attempt.first_byte()
+        attempt.placement.decision.status = head.status
+        if self._request.record is not None:
+            self._request.record.first_byte(head.status)
         endpoint = attempt.placement.endpoint
         # 503 and 429 say that it is busy, and a 4xx is the client's doing: neither is a fault.
         fault = head.status >= 500 and head.status != 503
@@ -155,7 +158,7 @@ class Exchange(Proxied):
         proxy, relay, attempt = self._proxy, self._relay, self._attempt
         assert relay is not None
         assert attempt is not None
-        endpoint = self._end_attempt()
+        endpoint = self._end_attempt(error.code)
         if outcome is not None:
             proxy.observe(endpoint, outcome)
         proxy.metrics.broken_replies += 1

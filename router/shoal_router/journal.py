@@ -18,7 +18,7 @@ from shoal_router.routes import ROUTES
 
 
 class Journal:
-    """At least one of `access_log` and `sender`. `now` is the router's clock."""
+    """At least one of `access_log` and `sender`. `now` counts seconds, in fractions of a millisecond."""
 
     def __init__(
         self, access_log: AccessLog | None, sender: SpanSender | None, now: Callable[[], float]

@@ -112,6 +112,7 @@ class Proxied(ABC):
             lines += _RESUMABLE_LINE
         record = self._request.record
         lines += self._request.head.trace_line if record is None else record.attempt(placement.endpoint.name)
+        placement.decision.request_id = request.request_id
         head = request.head_for(placement.endpoint.authority, lines)
         # After a stale connection a fresh one: the others in the pool may be as old.
         attempt.send(head, request.body, fresh=bool(self._history.stale))
@@ -121,6 +122,7 @@ class Proxied(ABC):
         proxy, attempt, record = self._proxy, self._attempt, self._request.record
         assert attempt is not None
         self._attempt = None
+        attempt.placement.decision.outcome = failure or "done"
         if record is not None:
             record.attempt_ended(failure)
         endpoint = attempt.end()

@@ -1,6 +1,6 @@
 """What is worth telling of one request once it is over. Sends and decides nothing: journal.py does.
 
-Times are those of the router's clock. A request has a record only while somebody wants to know.
+Times are those of its journal's clock. A request has a record only while somebody wants to know.
 """
 
 from __future__ import annotations

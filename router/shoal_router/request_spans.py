@@ -17,7 +17,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 def spans_of(record: Record, now_s: float, at: float) -> list[Span]:
-    """All spans of a request that is over. `now_s` on the router's clock is `at` in seconds of the epoch."""
+    """All spans of a request that is over. `now_s` on the journal's clock is `at` in seconds of the epoch."""
     offset_s = at - now_s
 
     def ns(moment_s: float) -> int:

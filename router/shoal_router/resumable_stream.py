@@ -85,7 +85,7 @@ class ResumableStream(Proxied):
 
     def attempt_failed(self, failure: Failure, cause: Exception | None = None) -> None:
         """A replica did not begin to go on."""
-        endpoint = self._end_attempt()
+        endpoint = self._end_attempt(failure)
         if failure is Failure.FULL:
             endpoint.ceiling = endpoint.in_flight + endpoint.elsewhere
             self.attempt()
@@ -102,6 +102,9 @@ class ResumableStream(Proxied):
         relay, attempt, metrics = self._relay, self._attempt, self._proxy.metrics
         assert attempt is not None
         attempt.first_byte()
+        attempt.placement.decision.status = head.status
+        if self._request.record is not None:
+            self._request.record.first_byte(head.status)
         state = state_of(head)
         if state is None:
             attempt.abort()
@@ -152,7 +155,7 @@ class ResumableStream(Proxied):
     def _lost(self, failure: Failure, error: RouterError) -> None:
         """The replica that was writing is out."""
         proxy, relay = self._proxy, self._relay
-        endpoint = self._end_attempt()
+        endpoint = self._end_attempt(failure)
         self._observe(endpoint, failure)
         if relay.progress.done:
             self._complete()  # only the end of the framing is missing

@@ -292,13 +292,16 @@ async def until(true: Callable[[], bool], timeout_s: float = 5.0) -> None:
 
 @contextlib.asynccontextmanager
 async def rig(
-    *replicas: Replica, settings: RouterSettings = FAST, wait: bool = True, seed: int = 0
+    *replicas: Replica, settings: RouterSettings = FAST, wait: bool = True, seed: int = 0, **parts: Any
 ) -> AsyncIterator[Rig]:
-    """A router over running replicas, ready when `wait`; checks that every account is balanced at the end."""
+    """A router over running replicas, ready when `wait`; checks that every account is balanced at the end.
+
+    `parts` are further arguments of Router.
+    """
     for replica in replicas:
         await replica.start()
     discovery = StaticDiscovery([Address.from_url(replica.url) for replica in replicas])
-    router = Router(settings, discovery, rng=random.Random(seed))
+    router = Router(settings, discovery, rng=random.Random(seed), **parts)
     await router.start()
     made = Rig(router, discovery, replicas)
     try:
