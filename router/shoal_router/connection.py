@@ -99,8 +99,10 @@ class ClientConnection(asyncio.Protocol):
         self._busy = False
         if close:
             self._close()
-        else:
+        elif self._waiting or self._pumping or self._closing or self._reading_paused:
             self._answer_waiting()
+        else:
+            self._arm()
 
     def abort(self) -> None:
         """Cut the connection and finish: the client must not take what it has for a whole reply."""

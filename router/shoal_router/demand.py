@@ -51,4 +51,7 @@ class Demand:
 
     def _of(self, model: str) -> Asked:
         # The models are those that deployments and replicas name, never what clients invent.
-        return self._models.setdefault(model, Asked(self._now()))
+        asked = self._models.get(model)
+        if asked is None:
+            asked = self._models[model] = Asked(self._now())
+        return asked

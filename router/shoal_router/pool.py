@@ -32,7 +32,7 @@ class Pool:
         """An idle connection, if there is one young enough."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and now - connection.idle_since <= MAX_IDLE_S:
+            if now - connection.idle_since <= MAX_IDLE_S and connection.usable:
                 return connection
             connection.close()
         return None

@@ -9,7 +9,7 @@ from enum import Enum
 
 import msgspec
 
-from shoal_api.request_prefix import hash_request, request_chain_start
+from shoal_api.request_prefix import BLOCK_BYTES, hash_request, request_chain_start
 from shoal_router.canonical import canonical
 from shoal_router.errors import BadRequest
 
@@ -37,18 +37,21 @@ class Prompt(msgspec.Struct, frozen=True):
     max_tokens: int = 0  # of the answer, as asked for; 0 when it was not said
 
 
-class Fields(msgspec.Struct):
+_ABSENT = msgspec.Raw(b"")
+
+
+class Fields(msgspec.Struct, gc=False):
     """The fields of a body that routing needs; all else is skipped."""
 
     model: str | None = None
-    stream: msgspec.Raw = msgspec.Raw(b"")
-    tools: msgspec.Raw = msgspec.Raw(b"")
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
-    cache_salt: msgspec.Raw = msgspec.Raw(b"")
-    max_tokens: msgspec.Raw = msgspec.Raw(b"")
-    max_completion_tokens: msgspec.Raw = msgspec.Raw(b"")
+    stream: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    cache_salt: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
 
 
 _decode = msgspec.json.Decoder(Fields).decode
@@ -70,17 +73,21 @@ def read_prompt(fields: Fields, model: str, work: Work, tenant_salt: str = "") -
 
     Prompts that begin alike share nothing when the salt of their tenants or their bodies' own differ.
     """
-    stream = bytes(fields.stream) == b"true"
+    stream = fields.stream is not _ABSENT and bytes(fields.stream) == b"true"
     if work is not Work.GENERATE:
         size = len(bytes(fields.input)) if work is Work.EMBED else 0
         return Prompt(model, stream, work, size, [])
     # Templates put tools before the messages; in that order equal beginnings stay equal.
-    content = canonical(bytes(fields.messages)) if fields.messages else bytes(fields.prompt)
-    if fields.tools:
+    content = canonical(bytes(fields.messages)) if fields.messages is not _ABSENT else bytes(fields.prompt)
+    if fields.tools is not _ABSENT:
         content = canonical(bytes(fields.tools)) + content
-    salt = bytes(fields.cache_salt).decode(errors="replace")
-    start = request_chain_start(model, salt=f"{tenant_salt}\0{salt}" if tenant_salt else salt)
-    chain = hash_request(content[:MAX_HASHED_BYTES], start)
-    asked = bytes(fields.max_completion_tokens or fields.max_tokens)
+    salt = "" if fields.cache_salt is _ABSENT else bytes(fields.cache_salt).decode(errors="replace")
+    chain = []
+    if len(content) >= BLOCK_BYTES:
+        start = request_chain_start(model, salt=f"{tenant_salt}\0{salt}" if tenant_salt else salt)
+        chain = hash_request(content[:MAX_HASHED_BYTES], start)
+    asked = bytes(
+        fields.max_tokens if fields.max_completion_tokens is _ABSENT else fields.max_completion_tokens
+    )
     max_tokens = int(asked) if asked.isdigit() and len(asked) < 10 else 0
     return Prompt(model, stream, work, len(content), chain, max_tokens)

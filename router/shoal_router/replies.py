@@ -34,6 +34,7 @@ _NOT_PASSED_ON = frozenset(
         b"x-shoal-resume",
     )
 )
+_NOT_PASSED_ON_UNFRAMED = _NOT_PASSED_ON | {b"transfer-encoding", b"trailer"}
 
 Header = tuple[bytes, bytes]
 
@@ -79,14 +80,9 @@ def passed_on_head(
 
     `added` is whole header lines; `unframed` drops chunking.
     """
-    parts = [status_line(status)]
-    for header in headers:
-        name = header[0]
-        if name not in _NOT_PASSED_ON and not (unframed and name in (b"transfer-encoding", b"trailer")):
-            parts.append(b"%b: %b\r\n" % header)
-    parts.append(added)
-    parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-    return b"".join(parts)
+    dropped = _NOT_PASSED_ON_UNFRAMED if unframed else _NOT_PASSED_ON
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers if header[0] not in dropped])
+    return b"%b%b%b%b\r\n" % (status_line(status), lines, added, CLOSE if close else b"")
 
 
 def error_event(error: RouterError) -> bytes:

@@ -168,25 +168,28 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._started:
             self._begin(sink, data)
             return
-        self._count(data)
-        if self._complete and self._has_stray():
+        self._body_bytes += len(data)
+        self._tail = data if len(data) > 4 else (self._tail + data)[-5:]
+        if not self._complete:
+            sink.reply_data(data)
+        elif self._has_stray():
             self._fail(sink, BadReply("bytes after the end of the reply"))
-            return
-        sink.reply_data(data)
-        if self._complete and self._sink is sink:
-            self._end(sink)
+        else:
+            sink.reply_data(data)
+            if self._sink is sink:
+                self._end(sink)
 
     def _begin(self, sink: ReplySink, data: bytes) -> None:
-        self._head += data
+        head = self._head + data if self._head else data
         reply = self._reply
         if reply is None:
-            if len(self._head) > MAX_REPLY_HEAD_BYTES:
+            self._head = head
+            if len(head) > MAX_REPLY_HEAD_BYTES:
                 self._fail(sink, BadReply("the head of the replica's reply is too large"))
             return
-        head, _, body = self._head.partition(b"\r\n\r\n")
-        self._head = self._tail = b""
-        self._body_bytes = 0
-        self._count(body)
+        self._head = b""
+        self._tail = body = head[head.index(b"\r\n\r\n") + 4 :]
+        self._body_bytes = len(body)
         if not head.startswith(b"HTTP/1."):  # llhttp takes RTSP's name as well
             self._fail(sink, BadReply("the reply does not begin with HTTP/1"))
         elif self._complete and self._has_stray():
@@ -196,10 +199,6 @@ class UpstreamConnection(asyncio.Protocol):
             sink.reply_started(reply, body)
             if self._complete and self._sink is sink:
                 self._end(sink)
-
-    def _count(self, data: bytes) -> None:
-        self._body_bytes += len(data)
-        self._tail = data if len(data) > 4 else (self._tail + data)[-5:]
 
     def _has_stray(self) -> bool:
         """Whether line ends follow the complete reply: llhttp skips them, but a client may choke on them."""
@@ -211,7 +210,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _end(self, sink: ReplySink) -> None:
         self._sink = None
-        self.resume()
+        if self._paused:
+            self.resume()
         if self._reusable and self._keeper is not None:
             self._keeper.put(self)
         else:
@@ -252,7 +252,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers = []  # a trailer is part of the body's bytes, not of the head
 
     def on_message_complete(self) -> None:
-        if any(name in FRAMING for name, _ in self._headers):
+        if self._headers and any(name in FRAMING for name, _ in self._headers):
             raise BadReply("framing in a trailer")
         self._complete = True
         self._reusable = self._parser.should_keep_alive()

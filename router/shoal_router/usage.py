@@ -16,9 +16,7 @@ _LOWEST, _HIGHEST = 0.5, 64.0  # beyond these something else than text was count
 _LEARNING_RATE = 0.05
 _TAIL_BYTES = 4096
 
-_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,9})\s*[,}]')
-_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})\s*[,}]')
-_CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,9})\s*[,}]')
+_NUMBER = re.compile(rb"\s*:\s*(\d{1,9})\s*[,}]")
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -32,14 +30,22 @@ class Usage(msgspec.Struct, frozen=True):
 def read_usage(pieces: Iterable[bytes]) -> Usage | None:
     """Usage in the last pieces of a reply's body; None when there is none or a chunk border cuts it."""
     tail = b"".join(pieces)[-_TAIL_BYTES:]
-    prompts = _PROMPT_TOKENS.findall(tail)
-    if not prompts:
+    prompt = _last_number(tail, b'"prompt_tokens"')
+    if prompt is None:
         return None
-    cached = _CACHED_TOKENS.findall(tail)
-    completion = _COMPLETION_TOKENS.findall(tail)
     return Usage(
-        int(prompts[-1]), int(cached[-1]) if cached else None, int(completion[-1]) if completion else 0
+        prompt, _last_number(tail, b'"cached_tokens"'), _last_number(tail, b'"completion_tokens"') or 0
     )
+
+
+def _last_number(tail: bytes, name: bytes) -> int | None:
+    """The number behind the last such name that has one; searched from the end, where it stands."""
+    at = len(tail)
+    while (at := tail.rfind(name, 0, at)) >= 0:
+        found = _NUMBER.match(tail, at + len(name))
+        if found is not None:
+            return int(found[1])
+    return None
 
 
 class BytesPerToken:
