@@ -54,6 +54,7 @@ class Engine:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.prompt_tokens = self.cached_tokens = self.requests = 0
+        self._seen: set[bytes] = set()  # prompts of an instant engine: it looks up and stores each once
         self.state: object = None  # whoever tells others of it
         self._work = asyncio.Event()
         self.task = None if speed.instant else asyncio.get_running_loop().create_task(self._run())
@@ -65,7 +66,12 @@ class Engine:
             sequence.blocks = block_hashes(sequence.content)
             self.waiting.append(sequence)
             self._work.set()
-        elif self.speed.pace_s and sequence.max_tokens > 1:
+            return
+        if sequence.content not in self._seen:
+            self._seen.add(sequence.content)
+            sequence.blocks = block_hashes(sequence.content)
+            self._look_up(sequence)
+        if self.speed.pace_s and sequence.max_tokens > 1:
             asyncio.get_running_loop().call_later(self.speed.pace_s, self._paced, sequence)
         else:
             sequence.generated = sequence.max_tokens
@@ -100,16 +106,19 @@ class Engine:
             self.running = [s for s in self.running if s.generated < s.max_tokens and not s.gone]
 
     def _admit(self, sequence: Sequence) -> None:
+        self._look_up(sequence)
+        sequence.left_to_prefill = sequence.prompt_tokens - sequence.cached_tokens
+        self.prompt_tokens += sequence.prompt_tokens
+        self.cached_tokens += sequence.cached_tokens
+        self.running.append(sequence)
+
+    def _look_up(self, sequence: Sequence) -> None:
         blocks, tokens = sequence.blocks, sequence.prompt_tokens
         # The last token is always computed: its logits are what the answer begins with.
         hits = min(self.cache.use(blocks), (tokens - 1) // BLOCK_TOKENS)
         if sequence.chain:
             self.cache.tag(blocks, tokens, *read_chain(sequence.chain))
         sequence.cached_tokens = hits * BLOCK_TOKENS
-        sequence.left_to_prefill = tokens - sequence.cached_tokens
-        self.prompt_tokens += tokens
-        self.cached_tokens += sequence.cached_tokens
-        self.running.append(sequence)
 
     @property
     def queued_prefill_tokens(self) -> int:
