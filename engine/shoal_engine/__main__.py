@@ -12,6 +12,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from shoal_api.exit_codes import ExitCode
 from shoal_api.flags import parse_flags
 from shoal_api.names import PORT_ENGINE_GRPC
 from shoal_api.options import ModelOptions, ServeOptions
+from shoal_api.spans import SpanSender, TracingUnavailable
 
 if TYPE_CHECKING:
     from shoal_engine.server.serving import Settings
@@ -58,13 +60,21 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
             file=sys.stderr,
         )
         return ExitCode.ADDRESS
-    settings = settings_of(options, environ, grpc_port)
+    try:
+        sender = SpanSender.of(options, environ, "shoal-engine")
+    except TracingUnavailable as error:
+        parser.error(str(error))
+    settings = replace(settings_of(options, environ, grpc_port), sender=sender)
 
     async def serve() -> int:
         return await ApiServer(settings, listener, Console(stderr=True)).run()
 
-    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-        return int(runner.run(serve()))
+    try:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            return int(runner.run(serve()))
+    finally:
+        if sender is not None:
+            sender.close()
 
 
 def choose_grpc_port(options: ServeOptions, listen: Callable[[str, int], socket.socket]) -> int:
@@ -76,9 +86,8 @@ def choose_grpc_port(options: ServeOptions, listen: Callable[[str, int], socket.
     except OSError:
         if options.grpc_port is not None:
             raise
-        found = listen(
-            options.host, 0
-        )  # several engines of one machine: routers read the port in the metrics
+        # Another engine of this machine has it. Routers read in the metrics which one it is.
+        found = listen(options.host, 0)
     with found:
         port: int = found.getsockname()[1]
         return port

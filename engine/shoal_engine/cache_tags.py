@@ -78,12 +78,14 @@ class CacheTags:
 
 
 def tags_by_block(tags: PromptTags, num_prompt_tokens: int, block_tokens: int) -> dict[int, list[int]]:
-    """The tags of each block of a prompt: those whose last token lies in it. A last block that is not full has none."""
+    """The tags of each block of a prompt: those whose last token lies in it.
+
+    The last block is cached only if it is full. Tags that would belong to one that is not are on the block before:
+    short of a few tokens, the prompt is cached with it.
+    """
     by_block: dict[int, list[int]] = {}
-    full = num_prompt_tokens // block_tokens
-    for tag, end in zip(tags.hashes, tags.ends, strict=True):
-        index = (end - 1) // block_tokens
-        if index >= full:
-            break
-        by_block.setdefault(index, []).append(tag)
+    last = num_prompt_tokens // block_tokens - 1
+    if last >= 0:
+        for tag, end in zip(tags.hashes, tags.ends, strict=True):
+            by_block.setdefault(min((end - 1) // block_tokens, last), []).append(tag)
     return by_block

@@ -52,11 +52,11 @@ def test_a_content_keeps_the_newest_of_too_many_tags() -> None:
     [
         ([3, 4, 5, 12], 13, {0: [0, 1], 1: [2], 2: [3]}),
         ([4, 8], 8, {0: [0], 1: [1]}),
-        ([4, 8], 7, {0: [0]}),  # the last block holds three tokens of the prompt: it is never found by it
+        ([3, 7], 7, {0: [0, 1]}),  # the last block holds three tokens of the prompt: it is never found by it
         ([1, 2, 3], 3, {}),  # shorter than a block
     ],
 )
-def test_a_tag_belongs_to_the_full_block_of_the_last_token_it_stands_for(
+def test_a_tag_belongs_to_the_block_of_the_last_token_it_stands_for_or_the_last_full_one(
     ends: list[int], num_prompt_tokens: int, expected: dict[int, list[int]]
 ) -> None:
     assert tags_by_block(PromptTags(list(range(len(ends))), ends), num_prompt_tokens, 4) == expected
@@ -127,9 +127,9 @@ class TaggedMachine(SchedulerMachine):
             method(request, *args)
             size, tags = self.limits.block_tokens, request.tags or PromptTags([], [])
             for tag, end in zip(tags.hashes, tags.ends, strict=True):
+                full = [index for index in range(request.num_prompt_tokens // size) if index * size < end]
                 for index in range(before, request.num_published_blocks):
-                    holds = index * size < end <= (index + 1) * size <= request.num_prompt_tokens
-                    if holds and request.block_ids[index]:
+                    if index in full[-1:] and request.block_ids[index]:
                         self.where.setdefault(tag, request.block_hashes[index])
 
         return call
