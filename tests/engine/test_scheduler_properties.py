@@ -75,6 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "", "a"]),
         adapter=st.sampled_from([("", None), ("", None), ("x", None), ("y", bytes(32))]),
         priority=st.integers(-2, 2),
+        given=st.sampled_from([0, 0, 0, 1, 4, 11]),
         fields=st.fixed_dictionaries(
             {
                 "max_tokens": st.sampled_from([None, 1, 5, 17, 24]),
@@ -94,21 +95,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: str,
         adapter: tuple[str, bytes | None],
         priority: int,
+        given: int,
         fields: dict[str, Any],
     ) -> None:
-        """Several requests whose prompts begin alike arrive together."""
+        """Several requests whose prompts begin alike arrive together, some with the first part of their answers."""
         assume(shared or own)
         for copy in range(copies):
             self.num_added += 1
+            prompt = base[:shared] + own[: len(own) - copy] or base[:1]
+            named = {"cache_salt": salt, "adapter": adapter[0], "adapter_digest": adapter[1]}
             request = Request(
                 f"r{self.num_added}",
-                base[:shared] + own[: len(own) - copy] or base[:1],
+                prompt,
                 SamplingParams(**fields),
                 float(self.num_added),
                 priority=priority,
-                cache_salt=salt,
-                adapter=adapter[0],
-                adapter_digest=adapter[1],
+                output_token_ids=self.answer_to(prompt, fields, named)[:given],
+                **named,
             )
             waiting, running = self.scheduler.num_waiting, self.scheduler.num_running
             try:
@@ -118,6 +121,15 @@ class SchedulerMachine(RuleBasedStateMachine):
                     assert waiting or running == self.limits.max_num_seqs
                 continue
             self.live[request.id] = request
+
+    def answer_to(self, prompt: list[int], fields: dict[str, Any], named: dict[str, Any]) -> list[int]:
+        """The right answer but for its last token, as another engine would give it; nothing if that refuses it."""
+        twin = Request("twin", prompt, SamplingParams(**fields), 0.0, **named)
+        try:
+            Scheduler(self.limits, BlockPool(100), eos_token_ids=[EOS]).add(twin)
+        except EngineError:
+            return []
+        return right_answer(twin)[:-1]
 
     @precondition(lambda self: len(self.flights) < self.depth)
     @rule()
@@ -241,8 +253,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert end == request.num_computed_tokens
             assert chunk.samples == (end == request.num_tokens - chunk.samples)
             assert request.num_tokens <= request.max_total_tokens
-            assert (request.num_cached_tokens or 0) < request.num_prompt_tokens
-            if request.params.prompt_logprobs is not None:
+            # The last token of a prompt is computed for its logits, unless there is an answer to go on with.
+            assert (request.num_cached_tokens or 0) < request.num_prompt_tokens + bool(
+                request.num_given_tokens
+            )
+            if request.params.prompt_logprobs is not None and not request.num_given_tokens:
                 assert not request.num_cached_tokens
             if self.limits.long_prefill_token_threshold:
                 assert chunk.count <= self.limits.long_prefill_token_threshold
