@@ -23,6 +23,7 @@ from shoal_engine.messages import Outputs, Submit
 from shoal_engine.server.app import build_app
 from shoal_engine.server.envelope import Keys
 from shoal_engine.server.generation import Generation
+from shoal_engine.server.held_tags import HeldTags
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.metrics import Metrics
 from shoal_engine.server.open_requests import OpenRequests
@@ -82,6 +83,8 @@ class Pump:
         """steps: how many the engine makes each time before anybody may look at what they did."""
         self.engine = engine
         self.ready = engine.ready
+        self.loading = None
+        self.tags = HeldTags()
         self.ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.submitted: list[Submit] = []
         self._open = OpenRequests(metrics)
@@ -93,6 +96,9 @@ class Pump:
 
     def stalled_s(self) -> float:
         return 0.0
+
+    def hangs(self) -> bool:
+        return False
 
     def submit(self, generation: Generation, submits: Sequence[Submit]) -> None:
         self._open.add(generation, submits)
