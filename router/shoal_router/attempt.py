@@ -93,10 +93,6 @@ class Attempt:
         if self._connection is not None:
             self._connection.abort()
 
-    def first_byte(self) -> None:
-        """Its prompt is computed."""
-        self.placement.first_byte()
-
     def end(self) -> Endpoint:
         """Take the request off its replica's account."""
         self.placement.end()

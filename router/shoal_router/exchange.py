@@ -102,7 +102,7 @@ class Exchange(Proxied):
         """From here on the client sees this replica's reply."""
         proxy, attempt = self._proxy, self._attempt
         assert attempt is not None
-        attempt.first_byte()
+        attempt.placement.first_byte()
         attempt.placement.decision.status = head.status
         if self._request.record is not None:
             self._request.record.first_byte(head.status)

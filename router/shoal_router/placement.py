@@ -148,6 +148,11 @@ class Placer:
                 )
         # One request at a time proves that a replica is back; if all are in that state, better several than
         # none.
+        for endpoint in endpoints:
+            if endpoint.standing.state is State.HALF_OPEN and endpoint.in_flight:
+                break
+        else:
+            return endpoints
         proven = [e for e in endpoints if e.standing.state is not State.HALF_OPEN or e.in_flight == 0]
         return proven or endpoints
 

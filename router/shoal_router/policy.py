@@ -116,13 +116,10 @@ def choose(
     if s is None:
         s = prices.in_flight_tokens
     enough, limit = candidates[best].cached, least + weights.near_requests * s
-    winner, highest = best, -1
-    for i, c in enumerate(candidates):
-        if costs[i] <= limit and c.cached >= enough:
-            weight = 0 if c.drawn else affinity(home, c.identity)
-            if weight > highest:
-                winner, highest = i, weight
-    return winner
+    near = [i for i, c in enumerate(candidates) if costs[i] <= limit and c.cached >= enough]
+    if len(near) == 1:
+        return best
+    return max(near, key=lambda i: 0 if candidates[i].drawn else affinity(home, candidates[i].identity))
 
 
 def costs_of(

@@ -101,7 +101,7 @@ class ResumableStream(Proxied):
         """A replica answers the request for the rest of the stream."""
         relay, attempt, metrics = self._relay, self._attempt, self._proxy.metrics
         assert attempt is not None
-        attempt.first_byte()
+        attempt.placement.first_byte()
         attempt.placement.decision.status = head.status
         if self._request.record is not None:
             self._request.record.first_byte(head.status)
