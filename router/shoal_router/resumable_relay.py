@@ -91,24 +91,42 @@ class ResumableRelay:
     def piece(self, data: bytes) -> None:
         """Take the next bytes of the reply."""
         self.fresh = True
-        if self._quick:
-            # Most reads are one chunk with one event with one token: that is seen without a parser.
-            start = data.find(b"\n") + 1
-            if (
-                data.startswith(_TOKENS_LINE, start)
-                and data.find(b"\n\n", start) == len(data) - 4
-                and data.endswith(b"\r\n")
-                and data[: start - 2] == b"%x" % (len(data) - start - 2)
-            ):
-                line_end = data.find(b"\n", start)
-                token = data[start + _TOKENS_LINE_BYTES : line_end]
-                if token.isdigit() and len(token) <= _MOST_DIGITS:
-                    progress = self.progress
-                    progress.ids.append(int(token))
-                    progress.stage = TOKENS
-                    self._client.write(b"%x\r\n%b" % (len(data) - line_end - 3, data[line_end + 1 :]))
-                    return
+        if self._quick and (data := self._quick_read(data)) == b"":
+            return
         self._read(data)
+
+    def _quick_read(self, data: bytes) -> bytes:
+        """Pass on the chunks that hold one event of one line each, as nearly all do: they need no parser.
+
+        Returns what is left from the first other one on.
+        """
+        progress = self.progress
+        events: list[bytes] = []
+        at, end = 0, len(data)
+        while at < end:
+            start = data.find(b"\n", at) + 1  # of the chunk's bytes, behind its size
+            line_end = data.find(b"\n", start)
+            event_end = data.find(b"\n", line_end + 1)
+            if (
+                not data.startswith(_TOKENS_LINE, start)
+                or data[event_end : event_end + 4] != b"\n\n\r\n"
+                or data[at : start - 2] != b"%x" % (event_end + 2 - start)
+            ):
+                break
+            token = data[start + _TOKENS_LINE_BYTES : line_end]
+            if token.isdigit() and len(token) <= _MOST_DIGITS:
+                progress.ids.append(int(token))
+                progress.stage = TOKENS
+            else:
+                try:
+                    progress.read(data[start:line_end])
+                except BadReply:
+                    break  # what is wrong is told where it is read with care
+            at = event_end + 4
+            events.append(b"%x\r\n%b" % (event_end + 1 - line_end, data[line_end + 1 : at]))
+        if events:
+            self._client.write(events[0] if len(events) == 1 else b"".join(events))
+        return data[at:]
 
     def ping(self) -> None:
         """Tell the client, and what stands between, that the stream is still alive."""
