@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from shoal_engine.choice_text import ChoiceText, Delta
 from shoal_engine.errors import EngineError, QueueFull, RequestTimeout
 from shoal_engine.messages import Output, Submit
+from shoal_engine.server.answer_trace import CLIENT_CLOSED_REQUEST, AnswerTrace
 from shoal_engine.server.connection import connection_of
 from shoal_engine.server.events import Events
 from shoal_engine.server.fault_replies import internal_error, reply_of, response_of
@@ -64,14 +65,18 @@ class Answer(Response):
         self._service = service
         self._client = service.client
         self._committed = False
+        self._status = 200
+        self._meter: Meter | None = None
         self._written_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._service.answers.add(self)
+        trace = self._begin_trace(scope)
         gone = asyncio.create_task(self._watch_client(receive))
         try:
             await self._answer(scope, receive, send)
         except ClientGone:
+            self._status = CLIENT_CLOSED_REQUEST
             self._service.metrics.on_disconnect()
         except EngineError as error:
             await self._fail(error, scope, receive, send, gone)
@@ -82,6 +87,16 @@ class Answer(Response):
             gone.cancel()
             self._client.abort(self._generation)
             self._service.answers.discard(self)
+            if trace is not None:
+                trace.end(self._status, self._meter)
+
+    def _begin_trace(self, scope: Scope) -> AnswerTrace | None:
+        sender = self._service.sender
+        if sender is None:
+            return None
+        trace = AnswerTrace(sender, scope, self._service.model, self._generation.arrived_s)
+        self._generation.timeline = trace.timeline
+        return trace
 
     def tick(self, now_s: float) -> None:
         """Called about once a second: wakes a stream that has something to say without news from the engine."""
@@ -100,6 +115,7 @@ class Answer(Response):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._in_time():
             job = await self._admit()
+            self._meter = job.meter
             self._generation.check_client()
             if not job.finished:  # as is one whose missing events are not of its tokens
                 self._client.submit(self._generation, job.submits)
@@ -177,6 +193,7 @@ class Answer(Response):
     async def _fail(
         self, error: EngineError, scope: Scope, receive: Receive, send: Send, gone: asyncio.Task[None]
     ) -> None:
+        self._status = error.status
         started = bool(self._generation.submits) and not isinstance(error, QueueFull)
         self._client.abort(self._generation)
         if error.status == 500:

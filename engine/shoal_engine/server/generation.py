@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from shoal_engine.errors import EngineError
 from shoal_engine.messages import Output, Submit
+
+if TYPE_CHECKING:
+    from shoal_engine.server.open_requests import Open
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class Generation:
         """`most_held`: tokens and log probabilities that may be held for it, some 130 bytes each."""
         self.arrived_s = arrived_s  # on the monotonic clock
         self.submits: Sequence[Submit] = ()
+        self.timeline: list[Open] | None = None  # of its requests at the engine, when somebody traces them
         self._pending: dict[int, Output] = {}
         self._news = asyncio.Event()
         self._gone = False

@@ -75,6 +75,8 @@ class OpenRequests:
             if submit.output_token_ids:
                 one.given_tokens, one.last_token_s = len(submit.output_token_ids), generation.arrived_s
             self._open[submit.id] = one
+            if generation.timeline is not None:
+                generation.timeline.append(one)
 
     def deliver(self, outputs: Outputs, now_s: float) -> None:
         """Pass on what a step did. What goes wrong with one request is that request's own error."""

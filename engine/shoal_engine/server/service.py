@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from shoal_api.spans import SpanSender
 from shoal_engine.errors import EngineError, EngineUnavailable
 from shoal_engine.messages import Ready
 from shoal_engine.server.engine_client import EngineClient
@@ -40,6 +41,7 @@ class Service:
     prompts: Prompts | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
     seeds: random.Random = field(default_factory=random.Random)  # for streams that others may continue
+    sender: SpanSender | None = None  # of traces, when there are to be any
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     answers: set[OpenAnswer] = field(default_factory=set)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from shoal_api.exit_codes import ExitCode
+from shoal_api.spans import SpanSender
 from shoal_engine.errors import EngineUnavailable
 from shoal_engine.messages import Failed
 from shoal_engine.model_text import ModelText
@@ -53,6 +54,7 @@ class Settings:
     drain_timeout_s: float = 300.0
     grpc_port: int = 0  # where routers watch the engine's state; 0: nowhere
     limits: Limits = field(default_factory=Limits)
+    sender: SpanSender | None = None  # of traces, when there are to be any
 
 
 class ApiServer:
@@ -64,6 +66,7 @@ class ApiServer:
         self.metrics = Metrics()
         self.client = EngineClient(settings.engine_command, limits, self.metrics)
         self.service = Service(name, settings.model_root, self.client, self.metrics, limits, settings.version)
+        self.service.sender = settings.sender
         if settings.seed is not None:
             self.service.seeds.seed(f"api {settings.seed}")  # other numbers than the engine's own
         app = build_app(self.service, Keys(settings.api_keys))
