@@ -129,7 +129,7 @@ class _Link:
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         finally:
-            self._down("it is no longer followed")
+            self._down("")
 
     async def _follow(self) -> bool:
         """Read one stream; returns whether it is to be opened again at once for a snapshot."""
@@ -188,7 +188,7 @@ class _Link:
         endpoint = self._endpoint
         if endpoint.removed:
             return  # its slot may be another's by now
-        if endpoint.linked:
+        if endpoint.linked and why:
             log.warning("replica %s pushes no more: %s; it is polled until it does", endpoint.name, why)
         endpoint.linked = False
         endpoint.queued_elsewhere = 0.0
