@@ -80,6 +80,22 @@ def test_greedy_tokens_are_those_of_transformers(tiny: Any, options: dict[str, A
     assert engine.scheduler.pool.usage == 0.0
 
 
+def test_what_another_engine_has_begun_ends_as_transformers_would_end_it(tiny: Any) -> None:
+    folder, texts, expected = tiny
+    engine = load(folder, 1, max_num_batched_tokens=13)
+    cuts = [2 * i + 1 for i in range(len(texts))]
+    params = SamplingParams(**GREEDY)
+    joining = [
+        Submit(str(i), text, params, output_token_ids=expected[i][:cut])
+        for i, (text, cut) in enumerate(zip(texts, cuts, strict=True))
+    ]
+    outputs = drive(engine, joining)
+    for i, cut in enumerate(cuts):
+        rest = outputs[str(i)]
+        assert tokens(rest) == expected[i][cut:]
+        assert [output.num_cached_tokens is not None for output in rest] == [True, *[False] * (len(rest) - 1)]
+
+
 @pytest.mark.parametrize("cache_bytes", [None, tight_cache_bytes()], ids=["roomy", "preempted"])
 def test_draws_penalties_and_limits_do_not_see_that_the_host_is_ahead(
     tiny: Any, cache_bytes: int | None
