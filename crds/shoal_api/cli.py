@@ -30,6 +30,7 @@ COMMANDS = {
         "shoal_router.__main__:main", "router", "Spread requests over engines by cached prefix"
     ),
     "bench": Command("shoal_engine.bench.command:main", "engine", "Measure a model, or any OpenAI server"),
+    "build": Command("shoal_engine.build_command:main", "engine", "Compile a model's kernels ahead of time"),
     "fetch": Command("shoal_engine.sources.fetch:main", "engine", "Bring a model into a cache directory"),
     "operator": Command(
         "shoal_operator.__main__:main", "operator", "Turn LLMDeployments into pods, on a cluster"

@@ -22,6 +22,7 @@ from triton import knobs
 from triton.runtime.cache import triton_key
 
 from shoal_api.options import ModelOptions
+from shoal_engine.artifact import kernels_of, use_kernels
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.forks import fork, usable_cores
 from shoal_engine.kernels.gpu import GpuKind
@@ -76,7 +77,10 @@ class KernelBuild:
             mark = mark_of(options, kind)
         except (ModelLoadError, OSError):
             return None  # loading the model says it better
-        if mark.exists():
+        packed = kernels_of(local_path(options.model))
+        if packed is not None:
+            use_kernels(packed)
+        if mark.exists() or (packed is not None and (packed / mark.name).exists()):
             return None
         return cls(fork(lambda: build(options, kind, mark), alone=True), mark)
 

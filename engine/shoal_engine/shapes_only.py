@@ -61,6 +61,10 @@ def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
 
 
+def _clamped(x: Tensor, *_: Any, **given: Any) -> Any:
+    return _empty(x.shape, x) if x.is_meta else NotImplemented
+
+
 def _like(x: Tensor, **given: Any) -> Any:
     return _empty(x.shape, x) if x.is_meta and not given else NotImplemented
 
@@ -71,7 +75,7 @@ _SHORTCUTS: dict[Any, Callable[..., Any]] = {
     functional.scaled_dot_product_attention: _attention,
     Tensor.__getitem__: _rows,
     torch.empty_like: _like,
-    Tensor.clamp: lambda x, **_: _like(x),
+    Tensor.clamp: _clamped,
     Tensor.zero_: _same,
     Tensor.fill_: _same,
     Tensor.__setitem__: lambda x, *_: None if x.is_meta else NotImplemented,

@@ -31,6 +31,10 @@ _jit_once: Callable[[Callable[..., Any]], Any] = gluon.jit(
     do_not_specialize=["m", "n", "steps", "tiles_m", "total", "budget", "skew"]
 )
 
+# Up to Triton 3.6 they have other names.
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+
 
 @_jit
 def _advance(step, offset, tile_m, tile_n, steps, tiles_m, skew):  # type: ignore[no-untyped-def]
@@ -57,17 +61,13 @@ def _inner(step, offset, steps, block_k: gl.constexpr):  # type: ignore[no-untyp
 @_jit
 def _fetch_weight(weight, ws, ready, slot, col, n, inner, halves: gl.constexpr):  # type: ignore[no-untyped-def]
     for half in gl.static_range(halves):
-        tma.async_copy_global_to_shared(
-            weight, [col + half * n, inner], ready, ws.index(slot * halves + half)
-        )
+        _load(weight, [col + half * n, inner], ready, ws.index(slot * halves + half))
 
 
 @_jit
 def _fetch_rows(x, xs, ready, slot, row, inner, groups: gl.constexpr, tall: gl.constexpr):  # type: ignore[no-untyped-def]
     for group in gl.static_range(groups):
-        tma.async_copy_global_to_shared(
-            x, [row + group * tall, inner], ready, xs.index(slot * groups + group)
-        )
+        _load(x, [row + group * tall, inner], ready, xs.index(slot * groups + group))
 
 
 @_jit
@@ -171,7 +171,7 @@ def _multiply(  # type: ignore[no-untyped-def]
             gl.store(part + place, acc)
             if paired:
                 gl.store(part + tall * block_n + place, up)
-            gl.thread_barrier()  # every thread's sums are written before one thread says so
+            _barrier()  # every thread's sums are written before one thread says so
             gl.atomic_add(arrivals + tile * groups + group, 1, sem="release")
     gdc_launch_dependents()  # earlier, the next kernel's fetches would compete with this one's
     if most_parts > 1:
@@ -218,7 +218,7 @@ def _add_parts(  # type: ignore[no-untyped-def]
                 up += gl.load(part + tall * block_n, mask=left, other=0.0, cache_modifier=".cg")
         row = tile % tiles_m * (groups * tall) + group * tall
         _finish(acc, up, residual, out, row + rows, tile // tiles_m * block_n + cols, m, n, paired, added)
-    gl.thread_barrier()
+    _barrier()
     # Each part counts twice, when written and when added: the last to add leaves zero for the next call.
     if gl.atomic_add(counter, 1, sem="acq_rel") == 2 * parts - 1:
         gl.store(counter, 0)

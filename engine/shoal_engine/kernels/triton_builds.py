@@ -11,10 +11,10 @@ import logging
 import os
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -56,7 +56,7 @@ class _StandIn:
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        return -1  # of which no kernel has been compiled in this process, as may be of a real one
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -128,18 +128,20 @@ def _compile_launcher(compiled: Any) -> None:
         return
     try:
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
+    except ImportError:
+        pass  # linked with the stub below: it is in the cache, and is loaded where there is a driver
     except AssertionError:  # there is no CUDA driver here to link with: any library of its name does
-        with tempfile.TemporaryDirectory() as folder:
-            stub = [
-                os.environ.get("CC", "cc"),
-                "-shared",
-                "-x",
-                "c",
-                os.devnull,
-                "-o",
-                f"{folder}/libcuda.so.1",
-            ]
-            subprocess.run(stub, check=True)
-            knobs.nvidia.libcuda_path = folder
-            with suppress(ImportError):  # it is in the cache now, and is loaded where there is a driver
-                nvidia.CudaLauncher(compiled.src, compiled.metadata)
+        knobs.nvidia.libcuda_path = str(_stub_driver())
+        with suppress(ImportError):
+            nvidia.CudaLauncher(compiled.src, compiled.metadata)
+
+
+def _stub_driver() -> Path:
+    """The folder of an empty libcuda.so.1, beside the kernels."""
+    folder = Path(knobs.cache.dir) / "stub"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"{os.getpid()}.so"
+    command = [os.environ.get("CC", "cc"), "-shared", "-x", "c", os.devnull, "-o", str(made)]
+    subprocess.run(command, check=True)
+    made.replace(folder / "libcuda.so.1")
+    return folder
