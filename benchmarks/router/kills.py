@@ -39,6 +39,7 @@ WAYS: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 11, "min_tokens": 150, "ignore_eos": False},
 ]
 Case = tuple[str, dict[str, Any]]
+STARTED_S = time.monotonic()
 
 
 def cases() -> list[Case]:
@@ -138,9 +139,13 @@ class Killer:
             restarts.add(restart)
             restart.add_done_callback(restarts.discard)
             due_s = max(due_s, time.monotonic() - 1.0) + self._every_s
-            print(f"\r{len(self.killed)} kills", end="", file=sys.stderr, flush=True)
+            say(f"kill {len(self.killed)}, {sum(server.up for server in self._servers)} left")
         await asyncio.sleep(self._every_s)
         await asyncio.gather(*restarts)
+
+
+def say(what: str) -> None:
+    print(f"{time.monotonic() - STARTED_S:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def explained(heard: Heard, killer: Killer) -> bool:
@@ -172,7 +177,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> int:
         await asyncio.gather(*[server.ready() for server in servers])
         await asyncio.sleep(2.0)
         load = Load(fronts, args.rate, args.seed)
+        say("all are ready")
         await load.learn()
+        say("the undisturbed answers are known")
         victims = fronts if args.kill == "router" else replicas
         least = 1 if args.kill == "router" else args.least
         killer = Killer(victims, args.every, least, args.seed)

@@ -29,11 +29,13 @@ from shoal_router.usage import Usage
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
 
+UNLIKE = 409  # what an engine answers that would write something else than the one that began
+
 
 class ResumableStream(Proxied):
     """Takes over from an Exchange whose reply can be resumed."""
 
-    __slots__ = ("_failure", "_gives_up_s", "_relay")
+    __slots__ = ("_failure", "_gives_up_s", "_relay", "_unlike")
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class ResumableStream(Proxied):
         self._kept = True
         self._failure: RouterError | None = None  # of the last replica
         self._gives_up_s = 0.0  # on the search for another one
+        self._unlike: list[Endpoint] = []  # of another version or kind than the one that began
         self._relay = ResumableRelay(client, head, Progress(state), self._last_word, http10=request.http10)
 
     def begin(self, body: bytes, added: bytes) -> Callable[[bytes], None]:
@@ -72,7 +75,7 @@ class ResumableStream(Proxied):
         """Choose a replica and ask it for the rest; wait when there is none."""
         proxy = self._proxy
         try:
-            placement = proxy.placer.place(self._prompt, self._tried)
+            placement = proxy.placer.place(self._prompt, self._tried + self._unlike)
         except RouterError:
             self._tried.clear()  # by then the one that died may be back
             proxy.interrupted.wait(self, self._gives_up_s)
@@ -108,7 +111,11 @@ class ResumableStream(Proxied):
         state = state_of(head)
         if state is None:
             attempt.abort()
-            self._end_attempt()
+            endpoint = self._end_attempt()
+            if head.status == UNLIKE:
+                self._unlike.append(endpoint)
+                self.attempt()
+                return relay.piece
             why = f"replica {attempt.name} could not go on with the answer of one that died (status {head.status})"
             self._break_off("refused", ReplicaLost(f"{why}; send the request again"))
             return relay.piece

@@ -123,7 +123,6 @@ def boundary(steps: Sequence[Step], count: int) -> int:
 
 
 REFUSALS = {
-    "409": error(409, "resume_refused"),
     "400": error(400, "invalid_value"),
     "500": error(500, "internal_error"),
     "no state": b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -37,6 +37,7 @@ from tests.router.scripted import (
     Script,
     chat,
     chunk,
+    error,
     get,
     not_started,
     post,
@@ -254,6 +255,47 @@ def test_replica_that_cannot_begin_to_go_on_is_passed_over(run: Run, answer: byt
             assert await whole_stream(client) == WHOLE
             assert turned_away == 1
             client.close()
+
+    run(scenario())
+
+
+def test_replica_of_another_version_is_left_out_for_good(run: Run) -> None:
+    async def scenario() -> None:
+        engine = Engine(STEPS, [boundary(STEPS, 3), boundary(STEPS[3:], 2)])
+        unlike: list[int] = []
+        asked: list[int] = []  # of these, once for each time
+
+        def version(number: int) -> Script:
+            async def script(request: Received, writer: asyncio.StreamWriter) -> None:
+                resumes = "x-shoal-resume" in request.headers
+                if resumes and len(unlike) < 2 and number not in unlike:
+                    unlike.append(number)
+                if resumes and number in unlike:
+                    asked.append(number)
+                    writer.write(error(409, "resume_mismatch"))
+                else:
+                    await engine(request, writer)
+
+            return script
+
+        async with rig(*[Replica(script=version(number)) for number in range(4)]) as r:
+            client, _ = await begun(r)
+            assert await whole_stream(client) == WHOLE
+            assert engine.resumed_from == [3, 5]
+            assert asked == unlike, "the first one asked, and no more after the second death"
+            client.close()
+
+    run(scenario())
+
+
+def test_stream_that_only_replicas_of_another_version_are_left_for_is_told_so(run: Run) -> None:
+    async def scenario() -> None:
+        engine = Engine(STEPS, [boundary(STEPS, 3)], refusal=error(409, "resume_mismatch"))
+        settings = replace(FAST, routing=Routing(resume_wait_s=0.2))
+        async with rig(*fleet(engine), settings=settings) as r:
+            assert await told(r) == (seen_by_client(STEPS[:3]), "replica_lost")
+            asked = [q for each in r.replicas for q in each.requests if "x-shoal-resume" in q.headers]
+            assert len(asked) <= 3
 
     run(scenario())
 
