@@ -7,9 +7,11 @@ Chooses nothing, sends nothing.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from math import inf
+from time import time
 
 from shoal_router import standing as standings
 from shoal_router.discovery import Address
@@ -18,6 +20,7 @@ from shoal_router.standing import Standing, State
 
 LEAST_AHEAD = 2  # requests that may always wait in a replica, so that none of its seats is empty for long
 DEFAULT_KV_TOKENS = 65_536  # until the engine has told the size of its cache
+RECENT = 50
 FULL_KV_USAGE = 0.95  # share in use from which on a request waits for others' blocks
 
 
@@ -160,6 +163,8 @@ class EndpointSet:
         self._by_key: dict[str, Endpoint] = {}
         self._leaving: list[Endpoint] = []
         self._slots: set[int] = set()
+        # When, who, from which state to which: for /debug.
+        self.recent_moves: deque[tuple[float, str, State, State]] = deque(maxlen=RECENT)
         self.on_add: list[Callable[[Endpoint], None]] = []
         self.on_remove: list[Callable[[Endpoint], None]] = []
         self.on_change: list[Callable[[], None]] = []
@@ -200,6 +205,7 @@ class EndpointSet:
         before, endpoint.standing = endpoint.standing, standing
         if before.state is standing.state:
             return False
+        self.recent_moves.append((time(), endpoint.name, before.state, standing.state))
         if standing.state is State.SUSPECT:
             endpoint.tally.ejections += 1
         self.changed()

@@ -6,8 +6,9 @@ Nothing is counted per chunk.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from time import time
 
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import RouterError
@@ -15,6 +16,8 @@ from shoal_router.prefix_index import PrefixIndex
 from shoal_router.standing import State
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+RECENT = 50
 
 
 class Histogram:
@@ -36,6 +39,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()  # (model, status) of proxied requests that ended
         self.errors: Counter[str] = Counter()  # code of every error that the router itself reported
+        self.recent_errors: deque[tuple[float, RouterError]] = deque(maxlen=RECENT)  # and when, for /debug
         self.retries: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter()  # what became of streams whose replica died
         self.resumed_tokens = 0
@@ -49,6 +53,7 @@ class Metrics:
     def count_error(self, error: RouterError) -> None:
         """The router reported an error to a client."""
         self.errors[error.code] += 1
+        self.recent_errors.append((time(), error))
 
     def finished(self, model: str, status: int, seconds: float) -> None:
         """A proxied request ended, in whatever way."""

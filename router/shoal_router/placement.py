@@ -17,7 +17,7 @@ from shoal_router.decisions import KEPT, Decision
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import NoReplicaReady
 from shoal_router.models import ModelTable
-from shoal_router.policy import Candidate, choose
+from shoal_router.policy import Candidate, Prices, choose
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prices import LearnedPrices
 from shoal_router.prompt import Prompt, Work
@@ -76,6 +76,14 @@ class Placer:
         self._pick = pick
         self._fleets: dict[str, Fleet] = {}  # of models with very many replicas
         self.decisions: deque[Decision] = deque(maxlen=KEPT)
+
+    def prices(self, model: str) -> Prices:
+        """What a request in flight costs at present."""
+        return self._prices.of(model)
+
+    def bytes_per_token(self, model: str) -> float:
+        """As learned from what engines counted."""
+        return self._ratios.of(model)
 
     def place(self, prompt: Prompt, tried: Collection[Endpoint]) -> Placement:
         """Choose a replica that was not tried and charge it.
