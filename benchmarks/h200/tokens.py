@@ -2,8 +2,9 @@
 
     python benchmarks/h200/tokens.py [--models qwen3 ...]
 
-float32 must agree token for token. In bfloat16, whose reference has the rounded weights, a request may leave the reference where the reference's two best logits are
-closer than NEAR_TIE of its largest; after that it is another text and is not compared. Exit status 1 on a difference.
+float32 must agree token for token. In bfloat16, whose reference has the same rounded weights, a request may leave the
+reference where the reference's two best logits are closer than NEAR_TIE of its largest; after that it is another text
+and is not compared. Exit status 1 on a difference.
 """
 
 from __future__ import annotations
