@@ -85,8 +85,8 @@ class Placer:
         """As learned from what engines counted."""
         return self._ratios.of(model)
 
-    def place(self, prompt: Prompt, tried: Collection[Endpoint]) -> Placement:
-        """Choose a replica that was not tried and charge it.
+    def place(self, prompt: Prompt, tried: Collection[Endpoint], generated_tokens: int = 0) -> Placement:
+        """Choose a replica that was not tried and charge it; tokens that another one has generated come on top.
 
         Raises ModelNotFound, NoReplicaReady or ReplicasFull.
         """
@@ -96,7 +96,7 @@ class Placer:
         endpoints, depths, drawn, mean = self._survey(prompt, chain, routing, tried)
         home = _home(chain, depths, routing) if chain else None
         per_token = self._ratios.of(model)
-        block_tokens, tokens = BLOCK_BYTES / per_token, prompt.content_bytes / per_token
+        block_tokens, tokens = BLOCK_BYTES / per_token, prompt.content_bytes / per_token + generated_tokens
         candidates = [
             Candidate(
                 endpoint.identity,

@@ -73,15 +73,15 @@ class ResumableStream(Proxied):
 
     def attempt(self) -> None:
         """Choose a replica and ask it for the rest; wait when there is none."""
-        proxy = self._proxy
+        proxy, progress = self._proxy, self._relay.progress
+        out = self._tried + self._unlike
         try:
-            placement = proxy.placer.place(self._prompt, self._tried + self._unlike)
+            placement = proxy.placer.place(self._prompt, out, len(progress.ids))
         except RouterError:
             self._tried.clear()  # by then the one that died may be back
             proxy.interrupted.wait(self, self._gives_up_s)
             return
         proxy.interrupted.drop(self)
-        progress = self._relay.progress
         self._send(rest_of(self._request, progress), placement, progress.line())
 
     # What its attempt calls

@@ -256,3 +256,15 @@ def test_request_waits_where_its_prefix_is_rather_than_being_computed_anew_elsew
     assert fleet.place(long("ab", blocks=60)).endpoint is holder
     holder.elsewhere = 20
     assert fleet.place(long("ab", blocks=60)).endpoint is not holder
+
+
+def test_tokens_that_another_replica_generated_are_charged_with_the_prompt() -> None:
+    fleet = Fleet(1)
+    plain = fleet.place(prompt("to be or not to be"))
+    resumed = fleet.placer.place(prompt("to be or not to be, rather"), (), 500)
+    (endpoint,) = fleet.endpoints
+    assert 500 < resumed.uncached_tokens - plain.uncached_tokens < 510
+    assert endpoint.queued_tokens == plain.uncached_tokens + resumed.uncached_tokens
+    for placement in (resumed, plain):
+        placement.end()
+    assert (endpoint.in_flight, endpoint.queued_tokens) == (0, 0.0)
