@@ -43,7 +43,8 @@ class History:
             retries=self.retries + (not begun),
             stale=0 if fruitful else self.stale,
             deaths=self.deaths + died,
-            fruitless=self.fruitless + (died and not fruitful and failure is not Failure.TIMEOUT),
+            # Silence and broken HTTP are no proof that the process has died.
+            fruitless=self.fruitless + (failure is Failure.LOST and not fruitful),
         )
 
     @property

@@ -49,7 +49,8 @@ RESUMES: list[tuple[list[tuple[Failure, bool]], bool, bool]] = [
     ([(Failure.LOST, True)] * MAX_DEATHS, True, False),
     ([(Failure.LOST, True)] * (MAX_DEATHS + 1), False, False),
     ([(Failure.LOST, False)], True, False),
-    ([(Failure.LOST, False), (Failure.LOST, True), (Failure.BAD_REPLY, False)], False, True),
+    ([(Failure.LOST, False), (Failure.LOST, True), (Failure.LOST, False)], False, True),
+    ([(Failure.BAD_REPLY, False)] * MAX_DEATHS, True, False),
     ([(Failure.TIMEOUT, False)] * MAX_DEATHS, True, False),  # silence is no proof of a death
     ([(Failure.CONNECT, False)] * 50, True, False),  # nothing was risked; the wait has an end of its own
     ([(Failure.REFUSED, False)] * 50, True, False),
@@ -78,6 +79,6 @@ def test_no_request_is_aboard_more_deaths_than_the_rules_allow(lives: list[tuple
             break
         history = history.after(failure, begun=True, fruitful=fruitful)
         deaths += failure in DEATHS
-        fruitless += failure in (Failure.LOST, Failure.BAD_REPLY) and not fruitful
+        fruitless += failure is Failure.LOST and not fruitful
     assert deaths <= MAX_DEATHS + 1
     assert fruitless <= 2
