@@ -28,7 +28,7 @@ from shoal_router.html_parts import (
 )
 
 CONTENT_TYPE = b"text/html; charset=utf-8"
-SHOWN_CHOICES = 100
+SHOWN_CHOICES = 60
 SHOWN_OPTIONS = 16
 
 # Renews the page in place and keeps what is open; without scripts the page reloads itself.
@@ -75,7 +75,7 @@ def page(view: View) -> bytes:
         "replicas": table(_REPLICA_COLUMNS, map(_replica, view.replicas), "no replica is known"),
         "models": table(_MODEL_COLUMNS, map(_model, view.models), "no replica has named its models yet"),
         "queues": _queues(view.queues),
-        "choices": _choices(view.choices[:SHOWN_CHOICES]),
+        "choices": _choices(view.choices),
         "events": table(_EVENT_COLUMNS, map(_event, view.events), "nothing has gone wrong so far"),
         "script": SCRIPT,
     }
@@ -85,13 +85,13 @@ def page(view: View) -> bytes:
 def _figures(view: View) -> list[tuple[str, object, str]]:
     believed = percent(view.predicted_cached_tokens, view.prompt_tokens)
     return [
-        ("requests ended", f"{view.requests:,}", f"{view.errors:,} errors of the router"),
+        ("requests ended", f"{view.requests:,}", f"own errors: {view.errors:,}"),
         ("in progress", f"{view.active_requests:,}", f"{view.client_connections:,} connections"),
         ("waiting here", f"{view.held_requests:,}", f"{view.held_bytes / 2**20:.1f} MiB"),
         ("prompt from caches", percent(view.cached_tokens, view.prompt_tokens), f"{believed} predicted"),
-        ("blocks in the index", f"{view.index_blocks:,}", "256 bytes of prompt each"),
+        ("blocks in the index", f"{view.index_blocks:,}", "of 256 bytes each"),
         ("retries", f"{view.retries:,}", "before a first byte"),
-        ("resumed streams", f"{view.resumes:,}", f"{view.quarantined:,} requests quarantined"),
+        ("resumed streams", f"{view.resumes:,}", f"quarantined: {view.quarantined:,}"),
     ]
 
 
@@ -99,12 +99,12 @@ _REPLICA_COLUMNS = (
     *(
         "replica",
         "state",
-        "state of caches",
+        "cache and load",
         "in flight",
         " queued tokens",
         "KV cache",
         " index blocks",
-        "hits",
+        "hits (predicted)",
     ),
     *(" requests", " faults", " ejections"),
 )
@@ -121,6 +121,7 @@ def _replica(replica: Replica) -> str:
         name += f'<br><span class="faint">{text(replica.address)}</span>'
     link = pill("pushed", "note") if replica.linked else pill("polled")
     hits = percent(replica.cached_tokens, replica.prompt_tokens)
+    predicted = percent(replica.predicted_cached_tokens, replica.prompt_tokens)
     return "".join(
         (
             markup(name),
@@ -130,7 +131,7 @@ def _replica(replica: Replica) -> str:
             number(replica.queued_tokens),
             markup(bar(replica.kv_usage) + text(f"{replica.kv_usage:.0%} of {replica.kv_tokens:,}")),
             number(replica.index_blocks),
-            cell(f"{hits} ({percent(replica.predicted_cached_tokens, replica.prompt_tokens)} predicted)"),
+            markup(f'{hits} <span class="faint">({predicted})</span>'),
             number(replica.requests),
             number(replica.faults),
             number(replica.ejections),
@@ -201,7 +202,7 @@ def _choice(choice: Choice) -> str:
     return (
         f'<details class="choice" id="{text(key)}"><summary><span class="faint">{clock(choice.at)}</span>'
         f"<code>{text(choice.model)}</code><span>{choice.prompt_tokens:,} tokens</span>"
-        f"<code>{text(choice.replica)}</code><span>{text(cached)}</span>{_result(choice)}</summary>"
+        f"<code>{text(choice.replica)}</code><span>{text(cached)}</span><span>{_result(choice)}</span></summary>"
         f'<div class="empty">request <code>{text(choice.request_id)}</code> · {text(cost)}</div>{rows}'
         + (f'<div class="empty">and {left} dearer ones</div>' if left > 0 else "")
         + "</details>"

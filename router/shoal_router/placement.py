@@ -189,7 +189,6 @@ class Placer:
 
     def settle(self, placement: Placement, prompt: Prompt, usage: Usage) -> None:
         """Compare what was believed with what the engine says, and correct the index where it was wrong."""
-        placement.decision.usage = usage
         if not prompt.content_bytes or not usage.prompt_tokens:
             return
         self._ratios.learn(prompt.model, prompt.content_bytes, usage.prompt_tokens)

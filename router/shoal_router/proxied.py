@@ -135,7 +135,7 @@ class Proxied(ABC):
     def _learn(self, placement: Placement, tail: Iterable[bytes]) -> None:
         """Take in what the engine says that the request took, at the end of its reply."""
         proxy, prompt = self._proxy, self._prompt
-        usage = self._usage = read_usage(tail)
+        usage = self._usage = placement.decision.usage = read_usage(tail)
         if usage is not None:
             proxy.answers.learn(prompt.model, usage.completion_tokens)
             if not self._history.deaths:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import islice
 from math import inf
 
 from shoal_router.debug_view import Choice, Event, Model, Option, Queue, Replica, View
@@ -40,8 +41,8 @@ class Viewer:
         self._proxy = proxy
         self._began_at = time.time()
 
-    def view(self) -> View:
-        """Everything as it is now."""
+    def view(self, most_choices: int) -> View:
+        """Everything as it is now, with at most so many of the last choices: they take the most time."""
         endpoints, metrics, proxy = list(self._endpoints), self._metrics, self._proxy
         tallies = [endpoint.tally for endpoint in endpoints]
         now = time.time()
@@ -67,7 +68,7 @@ class Viewer:
             replicas=[self._replica(endpoint) for endpoint in endpoints],
             models=[self._model(name, endpoints) for name in self._models.known()],
             queues=self._queues(),
-            choices=[choice_of(decision) for decision in reversed(proxy.placer.decisions)],
+            choices=[choice_of(each) for each in islice(reversed(proxy.placer.decisions), most_choices)],
             events=self._events(),
         )
 
