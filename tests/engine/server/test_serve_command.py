@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from shoal_api.exit_codes import ExitCode
+from shoal_api.options import ServeOptions
+from shoal_engine.__main__ import choose_grpc_port
 from tests.builders import smollm2
 from tests.engine.server.running import until
 from tests.engine.server.serve_command import entries, free_port, serve, start
@@ -87,14 +89,34 @@ def test_options_that_cannot_be_used_are_told_and_nothing_is_started(
     assert "Traceback" not in stderr.decode()
 
 
-def test_a_port_that_is_taken_is_found_before_anything_is_loaded() -> None:
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_port_that_is_taken_is_found_before_anything_is_loaded(option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = start(str(smollm2()), f"--port={port}")
+        process = start(str(smollm2()), f"--port={free_port()}", f"{option}={port}")
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == ExitCode.ADDRESS
     assert stderr.decode().count("\n") == 1
     assert f"127.0.0.1:{port}" in stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("grpc_port", "taken", "asked"),
+    [(0, False, []), (None, False, [9000]), (None, True, [9000, 0]), (9000, False, [9000])],
+)
+def test_the_grpc_port_is_that_of_the_option_or_9000_or_a_free_one(
+    grpc_port: int | None, taken: bool, asked: list[int]
+) -> None:
+    tried = []
+
+    def listen(host: str, port: int) -> socket.socket:
+        tried.append(port)
+        if taken and port:
+            raise OSError("taken")
+        return socket.create_server((host, 0))
+
+    assert bool(choose_grpc_port(ServeOptions(model="m", grpc_port=grpc_port), listen)) == bool(asked)
+    assert tried == asked
 
 
 def test_a_killed_engine_process_is_told_to_the_client_and_in_the_exit_code() -> None:
