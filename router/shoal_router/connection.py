@@ -14,13 +14,15 @@ from math import inf
 from typing import TYPE_CHECKING, Protocol, cast
 
 from shoal_router import replies
-from shoal_router.errors import ReceiptTimeout, RouterError
+from shoal_router.errors import ReceiptTimeout, RouterBusy, RouterError
 from shoal_router.http1 import Phase, RequestReader
 from shoal_router.replies import Header
 from shoal_router.request import Request
 
 if TYPE_CHECKING:
     from shoal_router.listener import Listener
+
+ALWAYS_RECEIVED = 16 * 1024  # bytes of a body that are taken whatever others send
 
 
 class Answering(Protocol):
@@ -55,6 +57,7 @@ class ClientConnection(asyncio.Protocol):
         self._busy = self._closing = self._pumping = self._reading_paused = False
         self._deadline = inf
         self._blocked_since = inf
+        self._receiving = 0  # bytes of an unfinished body, as the listener has them in its sum
 
     # What whoever answers a request may call.
 
@@ -123,6 +126,8 @@ class ClientConnection(asyncio.Protocol):
         self._closing = True
         self._waiting.clear()
         self._listener.connections.discard(self)
+        self._listener.receiving_bytes -= self._receiving
+        self._receiving = 0
         answering, self._answering = self._answering, None
         if answering is not None:
             answering.client_lost()
@@ -132,10 +137,23 @@ class ClientConnection(asyncio.Protocol):
             return  # lingering: read and forget, so that the refusal is not lost to a reset
         self._reader.feed(data)
         phase = self._reader.phase
+        if phase is Phase.BODY or self._receiving:
+            self._count_unfinished()
         if phase is not self._phase:
             self._phase = phase
             if not self._busy:
                 self._arm()
+
+    def _count_unfinished(self) -> None:
+        """Large bodies that come slowly are not to fill the memory, however many clients send them."""
+        listener, unfinished = self._listener, self._reader.unfinished_bytes
+        listener.receiving_bytes += unfinished - self._receiving
+        self._receiving = unfinished
+        if listener.receiving_bytes > listener.settings.max_receiving_bytes and unfinished > ALWAYS_RECEIVED:
+            self._reader.give_up()
+            listener.receiving_bytes -= unfinished
+            self._receiving = 0
+            self._deliver(RouterBusy("this router is receiving too much at once; send the request again"))
 
     def pause_writing(self) -> None:
         self._blocked_since = self._listener.now()

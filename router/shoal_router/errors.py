@@ -16,6 +16,7 @@ RouterError
 ├── RequestQuarantined    500  replicas died with this very request; it is not tried again for a while
 ├── BadReply              502  a replica answered something that is not one HTTP reply
 ├── NoReplicaReady        503  the model is known, nobody can take the request now; come back later
+├── RouterBusy            503  too many bytes of unfinished requests are in this router already
 ├── RouterDraining        503  this router is shutting down
 ├── ReplicaLost           503  the replica died before its first byte, retries are spent; in a stream: in band
 ├── ReplicaTimeout        504  the replica stayed silent for too long
@@ -148,6 +149,12 @@ class NoReplicaReady(RouterError):
     status = 503
     code = "no_replica_ready"
     retry_after_s = 2
+
+
+class RouterBusy(RouterError):
+    status = 503
+    code = "router_busy"
+    retry_after_s = 1
 
 
 class RouterDraining(RouterError):

@@ -111,6 +111,16 @@ class RequestReader:
         except RouterError as error:
             self._die(error)
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """Of a body that is not complete yet."""
+        return self._body_bytes if self.phase is Phase.BODY and self._parts else 0
+
+    def give_up(self) -> None:
+        """Read no more, and keep nothing of what has come."""
+        self.dead = True
+        self._parts = []
+
     def _take_repeated(self, request: Request) -> None:
         """A whole message whose head is the last one's: the parser stands between two messages and stays there."""
         try:

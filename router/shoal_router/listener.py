@@ -26,6 +26,7 @@ class ConnectionSettings:
     stalled_client_s: float = 30.0  # with a full send buffer
     linger_s: float = 2.0  # for a refused client to stop sending, so that it sees the refusal
     max_connections: int = 16_384
+    max_receiving_bytes: int = 256 * 2**20  # of all bodies that are not complete yet
 
 
 class Listener:
@@ -45,6 +46,7 @@ class Listener:
         self.answer = answer
         self.count_error = count_error
         self.now = now
+        self.receiving_bytes = 0
         self.connections: set[ClientConnection] = set()
         self.keep_alive_s = settings.keep_alive_s
         self.journal: Journal | None = None  # set while somebody wants to know what becomes of requests
