@@ -238,7 +238,7 @@ class RouterOptions(RoutingOptions, TracingOptions):
     )
     max_held_bytes: Bytes = Field(
         default=256 * 2**20,
-        description="Bytes of all requests that wait in the router; further ones get 429.",
+        description="Bytes of requests that wait in the router, and of those that are being received; others are refused.",
     )
     engine_api_key: Key | None = Field(
         default=None, description="Key that the engines ask for; a client's own never reaches them then."

@@ -61,7 +61,8 @@ class RouterSettings:
             drain_timeout_s=options.drain_timeout_s,
             access_log=options.access_log,
             connection=ConnectionSettings(
-                HttpLimits(head_bytes=options.max_header_bytes, body_bytes=options.max_body_bytes)
+                HttpLimits(head_bytes=options.max_header_bytes, body_bytes=options.max_body_bytes),
+                max_receiving_bytes=options.max_held_bytes,
             ),
             proxy=ProxySettings(
                 RetryLimits(options.max_retries, options.retry_budget_percent / 100),
