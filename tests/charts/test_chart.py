@@ -102,6 +102,15 @@ def test_arguments_are_flags(program: str, options: Any) -> None:
     assert used <= flags
 
 
+def test_routers_may_reach_both_ports_of_an_engine_and_nobody_else_its_state() -> None:
+    policy = (CHART / "templates" / "engines" / "networkpolicy.yaml").read_text()
+    rules = [rule for rule in policy.split("    - ports:")[1:] if "port:" in rule]
+    roles = {int(re.findall(r"port: (\d+)", rule)[0]): rule.split("{{- if")[0] for rule in rules}
+    assert roles.keys() == {names.PORT_ENGINE_HTTP, names.PORT_ENGINE_GRPC}
+    assert all(names.ROLE_ROUTER in rule for rule in roles.values())
+    assert "metricsFrom" not in roles[names.PORT_ENGINE_GRPC]
+
+
 def test_keys_are_mounted_as_a_directory_so_that_a_changed_secret_is_seen() -> None:
     text = (CHART / "templates" / "router" / "deployment.yaml").read_text()
     (folder,) = re.findall(r"--api-keys-file=(\S+)/\{\{", text)
