@@ -11,6 +11,7 @@ from shoal_engine.server.completion_shape import CompletionShape
 from shoal_engine.server.limits import Limits
 from shoal_engine.server.prompts import Prompts
 from shoal_engine.server.protocol import CompletionBody
+from shoal_engine.server.sampling import check_vocabulary
 from shoal_engine.server.service import Service
 from shoal_engine.server.terms import Terms
 
@@ -54,4 +55,5 @@ async def _tokenised(
         return Prompt(cut)
     if isinstance(prompt, str) and len(cut) == len(ids):
         return Prompt(cut, prompt)
+    check_vocabulary(cut, ready.vocab_size, "prompt")
     return Prompt(cut, await prompts.text_of(cut))

@@ -126,3 +126,10 @@ def test_a_prompt_can_be_cut_to_its_end(server: Running) -> None:
         assert (
             server.complete(truncate_prompt_tokens=wrong).json()["error"]["param"] == "truncate_prompt_tokens"
         )
+
+
+def test_ids_outside_the_vocabulary_are_refused_before_they_are_echoed(server: Running) -> None:
+    for prompt in ([[40], [-1]], [[2**90]], [2**31]):
+        for echo in (False, True):
+            reply = server.post("/v1/completions", prompt=prompt, echo=echo, max_tokens=2)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
