@@ -159,7 +159,7 @@ class Churn:
         endpoint = list(self.router.endpoints)[number]
         return f"{endpoint.address.host}:{endpoint.report.grpc_port}"
 
-    async def _linked(self) -> None:
+    async def linked(self) -> None:
         async with asyncio.timeout(30):
             while not all(endpoint.linked for endpoint in self.router.endpoints):
                 await asyncio.sleep(0.05)
