@@ -6,6 +6,7 @@ The packages are those of `shoal[tracing]`, imported only when tracing is on. Wh
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -64,7 +65,8 @@ class SpanSender:
         self.ratio = ratio
         self.rng = random.Random(seed)
         self._processor = BatchSpanProcessor(exporter)
-        own = Resource({"service.name": service, "service.version": version("shoal")})
+        instance = {"service.instance.id": socket.gethostname()}  # in a cluster the pod's name
+        own = Resource({"service.name": service, "service.version": version("shoal"), **instance})
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES have the last word, as everywhere.
         self._resource = own.merge(OTELResourceDetector().detect())
         self._scope = InstrumentationScope(service, version("shoal"))

@@ -22,10 +22,13 @@ from shoal_api.options import RouterOptions
 from shoal_engine.server.exposition import Exposition
 from shoal_engine.server.metrics import Metrics as EngineMetrics
 from shoal_operator.probe_server import exposition
+from shoal_router.failure_metrics import failure_lines
 from shoal_router.gate import Gate
+from shoal_router.interrupted import Interrupted
 from shoal_router.key_metrics import key_lines
 from shoal_router.metrics import Metrics as RouterMetrics
 from shoal_router.prefix_index import PrefixIndex
+from shoal_router.quarantine import Quarantine
 from shoal_router.usage import AnswerTokens, BytesPerToken
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +54,8 @@ def test_values_fit_their_schema() -> None:
         (("router", "service", "type"), "clusterip"),
         (("router", "apiKeys", "secretKey"), "../keys"),
         (("router", "apiKeys", "keys"), []),
+        (("tracing", "endpoint"), "collector:4317"),
+        (("tracing", "sampleRatio"), 2),
     ],
 )
 def test_the_schema_refuses_mistakes(path: tuple[str, ...], value: Any) -> None:
@@ -161,7 +166,10 @@ def _exported() -> set[str]:
         now=lambda: 0.0,
         chance=lambda: 0.0,
     )
-    more = key_lines(gate)
+    proxy = SimpleNamespace(
+        metrics=RouterMetrics(), quarantine=Quarantine(), interrupted=Interrupted(lambda: 0.0), kept_bytes=0
+    )
+    more = [*key_lines(gate), *failure_lines(proxy)]
     router = RouterMetrics().render(endpoints=[], index=index, connections=0, active=0, held={}, more=more)
     operator = generate_latest(exposition(SimpleNamespace(mirrors=[], holds_lease=True)))
     text = (engine + router + operator).decode()
