@@ -14,18 +14,17 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from graph_clock import copies_past_the_cache, read_bandwidth, us_per_call
-from linear_candidates import LIBRARIES, SHAPES, SILU_TILES, candidates, proposals, streams
+from linear_candidates import LIBRARIES, SHAPES, candidates
 from torch import Tensor
-from torch.nn import functional
 
-from shoal_engine.kernels import gemm_table, triton_linear, triton_norm, triton_stream_k
+from shoal_engine.kernels import gemm_table, triton_linear
 from shoal_engine.kernels.cublaslt import NoSuchAlgorithm
 from shoal_engine.kernels.gemm_table import ROW_BUCKETS, GemmChoice, Method, choose
 from shoal_engine.kernels.stream_plan import plan_stream
@@ -34,8 +33,7 @@ from shoal_engine.quantization import fp8
 TENSOR_FLOPS = 789e12
 WORST_ERROR = 5e-3
 NOISE = 0.02
-PARTS = ["qkv", "o", "gate-up", "silu", "down", "head"]
-Call = Callable[[Tensor, Tensor, Tensor | None, GemmChoice], Tensor]
+PARTS = ["qkv", "o", "gate-up", "down", "head"]
 Timed = list[tuple[float, GemmChoice]]
 
 
@@ -45,41 +43,35 @@ def run(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> 
     return triton_linear.launch(x, weight, scale, choice)
 
 
-def run_silu(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:
-    if choice.method.streams:
-        return triton_stream_k.stream_silu(x, weight, choice)
-    return triton_norm.silu_mul(run(x, weight, scale, choice))
-
-
-def compile_one(job: tuple[int, int, int, GemmChoice, bool, bool]) -> None:
+def compile_one(job: tuple[int, int, int, GemmChoice, bool]) -> None:
     """Into Triton's cache on disk, in a process of its own."""
-    rows, n, k, choice, fp8, paired = job
+    rows, n, k, choice, in_float8 = job
     x, weight = torch.zeros(rows, k, device="cuda").bfloat16(), torch.zeros(n, k, device="cuda").bfloat16()
     scale = None
-    if fp8:
+    if in_float8:
         rounded = fp8.quantise_channels(weight)
         weight, scale = rounded.values, rounded.scale
     try:
-        (run_silu if paired else run)(x, weight, scale, choice)
+        run(x, weight, scale, choice)
         torch.cuda.synchronize()
     except Exception as error:  # too much shared memory, say; the sweep leaves it out again
         print(f"cannot run {choice}: {type(error).__name__} {str(error)[:300]}", flush=True)
 
 
-def compile_all(cases: Iterable[tuple[int, int, int, list[GemmChoice], bool]], fp8: bool) -> None:
+def compile_all(cases: Iterable[tuple[int, int, int, list[GemmChoice]]], in_float8: bool) -> None:
     """One job for each kernel that Triton compiles apart: sizes are arguments, but how many share a tile is not."""
-    jobs: dict[tuple[object, ...], tuple[int, int, int, GemmChoice, bool, bool]] = {}
-    for rows, n, k, choices, paired in cases:
+    jobs: dict[tuple[object, ...], tuple[int, int, int, GemmChoice, bool]] = {}
+    for rows, n, k, choices in cases:
         for one in choices:
-            key: tuple[object, ...] = (one, paired)
+            key: tuple[object, ...] = (one,)
             if one.method.streams:
-                plan = plan_stream(rows, n // 2 if paired else n, k, one, 132)
-                key = (replace(one, split_k=plan.most_parts, skew=0), paired)
+                plan = plan_stream(rows, n, k, one, 132)
+                key = (replace(one, split_k=plan.most_parts, skew=0),)
             elif one.method is Method.DOT:
                 key = (one, triton_linear.padded_rows(rows), one.split_k > 1)
             elif one.method is not Method.GEMV:
                 continue
-            jobs.setdefault(key, (rows, n, k, one, fp8, paired))
+            jobs.setdefault(key, (rows, n, k, one, in_float8))
     started = time.perf_counter()
     with ProcessPoolExecutor(
         min(14, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
@@ -94,18 +86,17 @@ def measure(
     scale: Tensor | None,
     choices: list[GemmChoice],
     want: Tensor,
-    call: Call,
 ) -> Timed:
     """Microseconds of every choice that computes the right thing twice alike, fastest first."""
     times = []
     for one in choices:
         try:
-            first, again = (call(x, weights[0], scale, one) for _ in range(2))
+            first, again = (run(x, weights[0], scale, one) for _ in range(2))
             error = float((first.double() - want).norm() / want.norm())
             if not error <= WORST_ERROR or not torch.equal(first, again):
                 print(f"WRONG {one} rows {x.shape[0]} {list(weights[0].shape)}: {error:.1e}", flush=True)
                 continue
-            times.append((us_per_call(lambda weight, one=one: call(x, weight, scale, one), weights), one))
+            times.append((us_per_call(lambda weight, one=one: run(x, weight, scale, one), weights), one))
         except NoSuchAlgorithm:
             continue
         except Exception as error:
@@ -114,13 +105,9 @@ def measure(
     return sorted(times, key=lambda pair: pair[0])
 
 
-def exact(x: Tensor, weight: Tensor, scale: Tensor | None, paired: bool) -> Tensor:
+def exact(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     wide = weight.float() if scale is None else weight.float() * scale[:, None]
-    want = x.double() @ wide.double().T if wide.numel() < 2**28 else (x.float() @ wide.T).double()
-    if not paired:
-        return want
-    gate, up = want.to(torch.bfloat16).double().chunk(2, dim=1)
-    return functional.silu(gate) * up
+    return x.double() @ wide.double().T if wide.numel() < 2**28 else (x.float() @ wide.T).double()
 
 
 def worthwhile(found: Timed) -> GemmChoice:
@@ -145,25 +132,16 @@ def show(name: str, rows: int, weight: Tensor, bandwidth: float, found: Timed, t
     )
 
 
-def rewrite_table(tables: dict[str, dict[tuple[int, int], list[GemmChoice]]], card: str) -> None:
+def rewrite_table(tuned: dict[tuple[int, int], list[GemmChoice]], card: str) -> None:
     lines = [f"# Measured on one {card}, torch {torch.__version__}."]
-    for name, tuned in tables.items():
-        lines.append(f"{name}: dict[tuple[int, int], tuple[_Row, ...]] = {{")
-        for shape, row in tuned.items():
-            lines.append(f"    {shape}: (")
-            for one in row:
-                numbers = (
-                    one.block_n,
-                    one.block_k,
-                    one.split_k,
-                    one.warps,
-                    one.stages,
-                    one.block_m,
-                    one.skew,
-                )
-                lines.append(f"        (_{one.method.name}, {', '.join(map(str, numbers))}),")
-            lines.append("    ),")
-        lines.append("}")
+    lines.append("_TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {")
+    for shape, row in tuned.items():
+        lines.append(f"    {shape}: (")
+        for one in row:
+            numbers = one.block_n, one.block_k, one.split_k, one.warps, one.stages, one.block_m, one.skew
+            lines.append(f"        (_{one.method.name}, {', '.join(map(str, numbers))}),")
+        lines.append("    ),")
+    lines.append("}")
     path, marks = Path(gemm_table.__file__), r"(# --- tuned ---\n).*?(\n# --- end ---)"
     text = "\n".join(lines)
     whole = re.sub(marks, lambda found: found[1] + text + found[2], path.read_text(), flags=re.DOTALL)
@@ -189,24 +167,17 @@ def main() -> None:
         PARTS,
     ):
         parser.error("--write needs every row, shape and part")
-    # A gate-up product with its activation is a case of its own: "silu".
     cases = [
         (model, part, *shape)
         for model in options.shapes
-        for part, shape in [*SHAPES[model].items(), ("silu", SHAPES[model]["gate-up"])]
-        if part in options.parts and not (options.fp8 and part == "silu")
+        for part, shape in SHAPES[model].items()
+        if part in options.parts
     ]
     sweep(cases, options)
 
 
-def choices_for(rows: int, part: str, n: int, k: int, tune: bool) -> list[GemmChoice]:
-    if part == "silu":
-        few = [gemm_table.choose_silu(rows, n, k)]
-        found = (
-            streams(rows, n // 2, k, SILU_TILES) + proposals(rows) + LIBRARIES if tune else few + LIBRARIES
-        )
-    else:
-        found = candidates(rows, n, k) if tune else [choose(rows, n, k), *LIBRARIES]
+def choices_for(rows: int, n: int, k: int, tune: bool) -> list[GemmChoice]:
+    found = candidates(rows, n, k) if tune else [choose(rows, n, k), *LIBRARIES]
     return list(dict.fromkeys(found))
 
 
@@ -214,38 +185,33 @@ def sweep(cases: list[tuple[str, str, int, int]], options: argparse.Namespace) -
     started = time.perf_counter()
     if options.tune:
         compile_all(
-            (
-                (rows, n, k, choices_for(rows, part, n, k, True), part == "silu")
-                for _, part, n, k in cases
-                for rows in options.rows
-            ),
+            ((rows, n, k, choices_for(rows, n, k, True)) for _, _, n, k in cases for rows in options.rows),
             options.fp8,
         )
     card, bandwidth = torch.cuda.get_device_name(), read_bandwidth()
     print(f"{card}, torch {torch.__version__}, reads at {bandwidth / 1e12:.2f} TB/s", flush=True)
-    tables: dict[str, dict[tuple[int, int], list[GemmChoice]]] = {"_TABLE": {}, "_SILU_TABLE": {}}
+    tuned: dict[tuple[int, int], list[GemmChoice]] = {}
     for model, part, n, k in cases:
         weight, scale = torch.randn(n, k, device="cuda").bfloat16(), None
         if options.fp8:
             rounded = fp8.quantise_channels(weight)
             weight, scale = rounded.values, rounded.scale
-        weights, paired = copies_past_the_cache(weight), part == "silu"
+        weights = copies_past_the_cache(weight)
         for rows in options.rows:
             x = (torch.randn(rows, k, device="cuda") * k**-0.5).bfloat16()
-            want = exact(x, weight, scale, paired)
+            want = exact(x, weight, scale)
             choices = [
                 one
-                for one in choices_for(rows, part, n, k, options.tune > 0)
+                for one in choices_for(rows, n, k, options.tune > 0)
                 if not (options.fp8 and (one.method.streams or one.method is Method.PROPOSAL))
             ]
-            found = measure(x, weights, scale, choices, want, run_silu if paired else run)
-            table = tables["_SILU_TABLE" if paired else "_TABLE"]
-            table.setdefault((n, k), []).append(worthwhile(found))
+            found = measure(x, weights, scale, choices, want)
+            tuned.setdefault((n, k), []).append(worthwhile(found))
             show(f"{model} {part}", rows, weight, bandwidth, found, options.tune)
         del weights, weight, want
     print(f"{time.perf_counter() - started:.0f} s in all")
     if options.write:
-        rewrite_table(tables, card)
+        rewrite_table(tuned, card)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,6 @@ STREAM_TILES: list[Tile] = [
     (_WARPS, 256, 64, 64, 8, 5), (_WARPS, 64, 128, 128, 4, 4), (_WARPS, 128, 128, 128, 8, 3),
     (_WARPS, 128, 64, 128, 8, 4),
 ]  # fmt: skip
-# block_n counts gates and, again, ups.
-SILU_TILES: list[Tile] = [
-    (_STREAM, 64, 64, 128, 4, 4), (_STREAM, 128, 128, 64, 8, 4), (_WARPS, 64, 128, 64, 4, 5),
-    (_WARPS, 64, 64, 64, 4, 8), (_WARPS, 128, 128, 64, 8, 4), (_WARPS, 128, 64, 64, 8, 6),
-    (_WARPS, 192, 64, 64, 12, 5), (_WARPS, 256, 64, 64, 8, 4), (_WARPS, 256, 32, 64, 8, 5),
-]  # fmt: skip
 
 
 def candidates(rows: int, n: int, k: int) -> list[GemmChoice]:

@@ -11,7 +11,6 @@ is that of eager calls. The share is of the measured read bandwidth, reading all
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 import traceback
@@ -21,7 +20,6 @@ import torch
 from graph_clock import copies_past_the_cache, read_bandwidth, us_per_call
 from sampling_checks import CASES, Case, by_draws, check, check_distribution, logits, parameters
 
-from shoal_engine.kernels.triton_logprobs import chosen_logprobs
 from shoal_engine.kernels.triton_sampling import SamplingSpace, sample
 
 
@@ -55,23 +53,6 @@ def measure(case: Case, rows: int, vocab: int, dtype: torch.dtype, bandwidth: fl
     )
 
 
-def measure_logprobs(rows: int, vocab: int, dtype: torch.dtype, bandwidth: float) -> None:
-    x = logits(CASES[0], rows, vocab, dtype)
-    token_ids = torch.randint(vocab, (rows,), device="cuda")
-    got = chosen_logprobs(x, token_ids, -math.inf)
-    value = x.gather(1, token_ids[:, None])
-    logprob = x.double().log_softmax(1).gather(1, token_ids[:, None])
-    want = torch.cat((logprob, 1.0 + (x > value).sum(1, keepdim=True)), 1).float()
-    note = "" if torch.allclose(got, want, rtol=1e-5, atol=1e-4) else "WRONG"
-    batches = copies_past_the_cache(x)[:64]
-    us = us_per_call(lambda one: chosen_logprobs(one, token_ids, -math.inf), batches)
-    peer = us_per_call(lambda one: one.float().log_softmax(-1).gather(1, token_ids[:, None]), batches[:16])
-    floor = x.numel() * x.element_size() / bandwidth * 1e6
-    print(
-        f"{str(dtype)[6:]:<8} {rows:>4} chosen logprob, rank: {us:.1f} us {floor / us:5.0%}, torch {peer:.1f} {note}"
-    )
-
-
 def attempt(work: Callable[..., None], *arguments: object) -> None:
     """One case that fails does not cost the others their numbers."""
     try:
@@ -99,7 +80,6 @@ def main() -> None:
             for rows in options.rows:
                 for case in CASES:
                     attempt(measure, case, rows, vocab, dtype, bandwidth)
-                attempt(measure_logprobs, rows, vocab, dtype, bandwidth)
     print(f"took {time.monotonic() - began:.0f} s")
 
 

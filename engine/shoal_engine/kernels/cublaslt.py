@@ -53,10 +53,8 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype == torch.bfloat16 and weight.is_contiguous() and x.shape[1] % 8 == 0
 
 
-def product(
-    x: Tensor, weight: Tensor, place: int, listed_rows: int = 0, residual: Tensor | None = None
-) -> Tensor:
-    """x [M, K] times weight [N, K], bfloat16 on a GPU, by proposal `place` -> y [M, N], plus residual [M, N].
+def product(x: Tensor, weight: Tensor, place: int, listed_rows: int = 0) -> Tensor:
+    """x [M, K] times weight [N, K], bfloat16 on a GPU, by proposal `place` -> y [M, N].
 
     The list is the one for listed_rows, or for M. NoSuchAlgorithm if it is shorter or the algorithm does not take M.
     Call it once with a shape before a CUDA graph records it.
@@ -68,12 +66,11 @@ def product(
     if place >= len(proposals):
         raise NoSuchAlgorithm(f"proposal {place} of {len(proposals)} for {listed_rows or m} x {n} x {k}")
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
-    added = y if residual is None else residual
-    one, beta = ctypes.c_float(1.0), ctypes.c_float(0.0 if residual is None else 1.0)
+    one, nothing = ctypes.c_float(1.0), ctypes.c_float(0.0)
     stream = torch.cuda.current_stream(x.device).cuda_stream
     status = _library().cublasLtMatmul(
         _handle(x.device), problem.operation, ctypes.byref(one), _address(weight), problem.weight,
-        _address(x), problem.x, ctypes.byref(beta), _address(added), problem.y, _address(y), problem.y,
+        _address(x), problem.x, ctypes.byref(nothing), _address(y), problem.y, _address(y), problem.y,
         ctypes.byref(proposals[place].algorithm), _address(_workspace(x.device)),
         ctypes.c_size_t(WORKSPACE_BYTES), ctypes.c_void_p(stream),
     )  # fmt: skip

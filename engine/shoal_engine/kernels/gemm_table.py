@@ -52,7 +52,6 @@ MAX_ROWS = 64  # above it a DOT tile would no longer hold all rows
 _GEMV, _DOT, _STREAM, _WARPS, _CUBLAS, _CUBLASLT, _PROPOSAL = Method  # the order of the class
 
 # (N, K) -> what to use up to ROW_BUCKETS[i] rows: method, block_n, block_k, split_k, warps, stages, block_m, skew.
-# _SILU_TABLE: the same for products whose halves become SiLU(gate) * up; cuBLAS there leaves that to a second kernel.
 _Row = tuple[Method, int, int, int, int, int, int, int]
 # --- tuned ---
 # Measured on one NVIDIA H200, torch 2.11.0+cu130.
@@ -208,59 +207,15 @@ _TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {
         (_PROPOSAL, 0, 0, 6, 4, 1, 512, 0),
     ),
 }
-_SILU_TABLE: dict[tuple[int, int], tuple[_Row, ...]] = {
-    (28672, 4096): (
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_PROPOSAL, 0, 0, 2, 4, 1, 2, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_PROPOSAL, 0, 0, 2, 4, 1, 8, 0),
-        (_PROPOSAL, 0, 0, 7, 4, 1, 16, 0),
-        (_STREAM, 64, 128, 1, 4, 4, 64, 11),
-        (_STREAM, 64, 128, 1, 4, 4, 64, 11),
-        (_STREAM, 128, 64, 1, 8, 4, 128, 11),
-        (_STREAM, 128, 64, 1, 8, 4, 128, 11),
-        (_PROPOSAL, 0, 0, 1, 4, 1, 192, 0),
-        (_STREAM, 128, 64, 1, 8, 4, 128, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-    ),
-    (6144, 1024): (
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLASLT, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_CUBLAS, 0, 0, 1, 4, 1, 0, 0),
-        (_PROPOSAL, 0, 0, 2, 4, 1, 512, 0),
-    ),
-}
 # --- end ---
 
 
 @functools.cache
 def choose(rows: int, out_features: int, in_features: int) -> GemmChoice:
     """The tuned choice for weight [out, in] and x [rows, in], or a rule for shapes that nobody has timed."""
-    return _tuned(_TABLE, rows, out_features, in_features) or _by_rule(rows, out_features, in_features)
-
-
-@functools.cache
-def choose_silu(rows: int, out_features: int, in_features: int) -> GemmChoice:
-    """As `choose`, for a product whose out_features are gates and then ups. If cuBLAS: a product and `silu_mul`."""
-    return _tuned(_SILU_TABLE, rows, out_features, in_features) or choose(rows, out_features, in_features)
-
-
-def _tuned(
-    table: dict[tuple[int, int], tuple[_Row, ...]], rows: int, out_features: int, in_features: int
-) -> GemmChoice | None:
     bucket = bisect.bisect_left(ROW_BUCKETS, rows)
-    tuned = table.get((out_features, in_features), ())
-    return GemmChoice(*tuned[bucket]) if bucket < len(tuned) else None
+    tuned = _TABLE.get((out_features, in_features), ())
+    return GemmChoice(*tuned[bucket]) if bucket < len(tuned) else _by_rule(rows, out_features, in_features)
 
 
 def _by_rule(rows: int, out_features: int, in_features: int) -> GemmChoice:

@@ -59,12 +59,6 @@ def _inner(step, offset, steps, block_k: gl.constexpr):  # type: ignore[no-untyp
 
 
 @_jit
-def _fetch_weight(weight, ws, ready, slot, col, n, inner, halves: gl.constexpr):  # type: ignore[no-untyped-def]
-    for half in gl.static_range(halves):
-        _load(weight, [col + half * n, inner], ready, ws.index(slot * halves + half))
-
-
-@_jit
 def _fetch_rows(x, xs, ready, slot, row, inner, groups: gl.constexpr, tall: gl.constexpr):  # type: ignore[no-untyped-def]
     for group in gl.static_range(groups):
         _load(x, [row + group * tall, inner], ready, xs.index(slot * groups + group))
@@ -72,11 +66,10 @@ def _fetch_rows(x, xs, ready, slot, row, inner, groups: gl.constexpr, tall: gl.c
 
 @_jit
 def _fetch(  # type: ignore[no-untyped-def]
-    x, weight, xs, ws, full, empty, n, steps, tiles_m, skew, start, end,
-    groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, block_k: gl.constexpr,
-    halves: gl.constexpr, stages: gl.constexpr,
+    x, weight, xs, ws, full, empty, steps, tiles_m, skew, start, end,
+    groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, block_k: gl.constexpr, stages: gl.constexpr,
 ):  # fmt: skip
-    stage_bytes: gl.constexpr = (groups * tall + halves * block_n) * block_k * 2
+    stage_bytes: gl.constexpr = (groups * tall + block_n) * block_k * 2
     tile = start // steps
     tile_m, tile_n, step, offset = tile % tiles_m, tile // tiles_m, start - tile * steps, tile * skew % steps
     first = gl.minimum(start + stages, end)
@@ -84,7 +77,7 @@ def _fetch(  # type: ignore[no-untyped-def]
         slot = at - start
         mbarrier.expect(full.index(slot), stage_bytes)
         inner = _inner(step, offset, steps, block_k)
-        _fetch_weight(weight, ws, full.index(slot), slot, tile_n * block_n, n, inner, halves)
+        _load(weight, [tile_n * block_n, inner], full.index(slot), ws.index(slot))
         step, offset, tile_m, tile_n = _advance(step, offset, tile_m, tile_n, steps, tiles_m, skew)
     # Weights are there from the beginning; x is what the kernel before this one may still be writing.
     gdc_wait()
@@ -102,7 +95,7 @@ def _fetch(  # type: ignore[no-untyped-def]
         mbarrier.wait(empty.index(slot), phase)
         mbarrier.expect(ready, stage_bytes)
         _fetch_rows(x, xs, ready, slot, tile_m * (groups * tall), inner, groups, tall)
-        _fetch_weight(weight, ws, ready, slot, tile_n * block_n, n, inner, halves)
+        _load(weight, [tile_n * block_n, inner], ready, ws.index(slot))
         step, offset, tile_m, tile_n = _advance(step, offset, tile_m, tile_n, steps, tiles_m, skew)
         slot += 1
         phase = gl.where(slot == stages, phase ^ 1, phase)
@@ -110,28 +103,21 @@ def _fetch(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _finish(acc, up, residual, out, rows, cols, m, n, paired: gl.constexpr, added: gl.constexpr):  # type: ignore[no-untyped-def]
+def _finish(acc, out, rows, cols, m, n):  # type: ignore[no-untyped-def]
     there = (rows < m)[:, None] & (cols < n)[None, :]
     place = rows.to(gl.int64)[:, None] * n + cols[None, :]
-    if paired:
-        # As two kernels would: the products are rounded before the activation reads them.
-        gate = acc.to(gl.bfloat16).to(gl.float32)
-        acc = gate / (1.0 + gl.exp(-gate)) * up.to(gl.bfloat16).to(gl.float32)
-    if added:
-        acc += gl.load(residual + place, mask=there, other=0.0).to(gl.float32)
     gl.store(out + place, acc.to(gl.bfloat16), mask=there)
 
 
 @_jit
 def _multiply(  # type: ignore[no-untyped-def]
-    residual, out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program, start, end,
-    group: gl.constexpr, groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, halves: gl.constexpr,
-    stages: gl.constexpr, most_parts: gl.constexpr, added: gl.constexpr,
+    out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program, start, end,
+    group: gl.constexpr, groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr,
+    stages: gl.constexpr, most_parts: gl.constexpr,
 ):  # fmt: skip
     """One group's rows of every tile: whole ones to `out`, parts of shared ones to `partial`, where it then adds all."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, block_n, 16])
-    paired: gl.constexpr = halves == 2
-    floats: gl.constexpr = tall * block_n * halves
+    floats: gl.constexpr = tall * block_n
     rows = gl.arange(0, tall, gl.SliceLayout(1, layout))
     cols = gl.arange(0, block_n, gl.SliceLayout(0, layout))
     gdc_wait()  # before this kernel writes what the one before may still be reading
@@ -141,36 +127,26 @@ def _multiply(  # type: ignore[no-untyped-def]
         first = gl.maximum(start - tile * steps, 0)
         last = gl.minimum(end - tile * steps, steps)
         acc = gl.zeros((tall, block_n), gl.float32, layout)
-        up = gl.zeros((tall, block_n), gl.float32, layout)
         for step in range(first, last):
             mbarrier.wait(full.index(slot), phase)
             v = xs.index(slot * groups + group)
-            more = warpgroup_mma(v, ws.index(slot * halves).permute((1, 0)), acc, is_async=True)
-            if paired:
-                more_up = warpgroup_mma(v, ws.index(slot * halves + 1).permute((1, 0)), up, is_async=True)
-                acc, up = warpgroup_mma_wait(2, deps=[more, more_up])
-            else:
-                acc = warpgroup_mma_wait(1, deps=[more])
+            more = warpgroup_mma(v, ws.index(slot).permute((1, 0)), acc, is_async=True)
+            acc = warpgroup_mma_wait(1, deps=[more])
             # All but the products just begun are done: the slot before is free.
             mbarrier.arrive(empty.index(gl.where(slot == 0, stages, slot) - 1), count=1, pred=step > first)
             slot += 1
             phase = gl.where(slot == stages, phase ^ 1, phase)
             slot = gl.where(slot == stages, 0, slot)
-        if paired:
-            acc, up = warpgroup_mma_wait(0, deps=[acc, up])
-        else:
-            acc = warpgroup_mma_wait(0, deps=[acc])
+        acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(empty.index(gl.where(slot == 0, stages, slot) - 1), count=1)
         if most_parts == 1 or last - first == steps:
             row = tile % tiles_m * (groups * tall) + group * tall
-            _finish(acc, up, residual, out, row + rows, tile // tiles_m * block_n + cols, m, n, paired, added)
+            _finish(acc, out, row + rows, tile // tiles_m * block_n + cols, m, n)
         else:
             edge = 2 * program + gl.where(first > 0, 0, 1)
             part = partial + (edge * groups + group).to(gl.int64) * floats
             place = rows[:, None] * block_n + cols[None, :]
             gl.store(part + place, acc)
-            if paired:
-                gl.store(part + tall * block_n + place, up)
             _barrier()  # every thread's sums are written before one thread says so
             gl.atomic_add(arrivals + tile * groups + group, 1, sem="release")
     gdc_launch_dependents()  # earlier, the next kernel's fetches would compete with this one's
@@ -180,22 +156,20 @@ def _multiply(  # type: ignore[no-untyped-def]
             shared = (tile * steps < start) | (tile * steps + steps > end)
             if shared & ((turn == 0) | (tile != start // steps)):
                 _add_parts(
-                    residual, out, partial, arrivals, m, n, steps, tiles_m, budget, program, tile,
-                    group, groups, tall, block_n, halves, most_parts, added,
+                    out, partial, arrivals, m, n, steps, tiles_m, budget, program, tile,
+                    group, groups, tall, block_n, most_parts,
                 )  # fmt: skip
 
 
 @_jit
 def _add_parts(  # type: ignore[no-untyped-def]
-    residual, out, partial, arrivals, m, n, steps, tiles_m, budget, program, tile,
-    group: gl.constexpr, groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, halves: gl.constexpr,
-    most_parts: gl.constexpr, added: gl.constexpr,
+    out, partial, arrivals, m, n, steps, tiles_m, budget, program, tile,
+    group: gl.constexpr, groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, most_parts: gl.constexpr,
 ):  # fmt: skip
     """Wait for the same group of all programs that share `tile`, then finish this program's turns of its rows."""
     across: gl.constexpr = min(32, block_n // 4)
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [32 // across, across], [4, 1], [1, 0])
-    floats: gl.constexpr = tall * block_n * halves
-    paired: gl.constexpr = halves == 2
+    floats: gl.constexpr = tall * block_n
     begin = tile * steps
     lead = begin // budget
     parts = (begin + steps - 1) // budget - lead + 1
@@ -208,16 +182,13 @@ def _add_parts(  # type: ignore[no-untyped-def]
         rows = turn * _SUM_ROWS + gl.arange(0, _SUM_ROWS, gl.SliceLayout(1, layout))
         place = rows[:, None] * block_n + cols[None, :]
         acc = gl.zeros((_SUM_ROWS, block_n), gl.float32, layout)
-        up = gl.zeros((_SUM_ROWS, block_n), gl.float32, layout)
         for one in gl.static_range(most_parts):
             edge = 2 * (lead + one) + gl.where((lead + one) * budget > begin, 0, 1)
             part = partial + (edge * groups + group).to(gl.int64) * floats + place
             left = place * 0 + one < parts
             acc += gl.load(part, mask=left, other=0.0, cache_modifier=".cg")
-            if paired:
-                up += gl.load(part + tall * block_n, mask=left, other=0.0, cache_modifier=".cg")
         row = tile % tiles_m * (groups * tall) + group * tall
-        _finish(acc, up, residual, out, row + rows, tile // tiles_m * block_n + cols, m, n, paired, added)
+        _finish(acc, out, row + rows, tile // tiles_m * block_n + cols, m, n)
     _barrier()
     # Each part counts twice, when written and when added: the last to add leaves zero for the next call.
     if gl.atomic_add(counter, 1, sem="acq_rel") == 2 * parts - 1:
@@ -226,15 +197,15 @@ def _add_parts(  # type: ignore[no-untyped-def]
 
 @_jit_once
 def _stream(  # type: ignore[no-untyped-def]
-    x, weight, residual, out, partial, arrivals, m, n, steps, tiles_m, total, budget, skew,
-    groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, block_k: gl.constexpr, halves: gl.constexpr,
-    stages: gl.constexpr, most_parts: gl.constexpr, added: gl.constexpr,
+    x, weight, out, partial, arrivals, m, n, steps, tiles_m, total, budget, skew,
+    groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, block_k: gl.constexpr,
+    stages: gl.constexpr, most_parts: gl.constexpr,
 ):  # fmt: skip
     program = gl.program_id(0)
     start = program * budget
     end = gl.minimum(start + budget, total)
     xs = gl.allocate_shared_memory(gl.bfloat16, [stages * groups, tall, block_k], x.layout)
-    ws = gl.allocate_shared_memory(gl.bfloat16, [stages * halves, block_n, block_k], weight.layout)
+    ws = gl.allocate_shared_memory(gl.bfloat16, [stages, block_n, block_k], weight.layout)
     full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(stages):
@@ -247,36 +218,35 @@ def _stream(  # type: ignore[no-untyped-def]
     g2: gl.constexpr = 2
     if groups == 1:
         gl.warp_specialize([
-        (_multiply, (residual, out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
-                     start, end, g0, groups, tall, block_n, halves, stages, most_parts, added)),
-        (_fetch, (x, weight, xs, ws, full, empty, n, steps, tiles_m, skew, start, end,
-                  groups, tall, block_n, block_k, halves, stages)),
+        (_multiply, (out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
+                     start, end, g0, groups, tall, block_n, stages, most_parts)),
+        (_fetch, (x, weight, xs, ws, full, empty, steps, tiles_m, skew, start, end,
+                  groups, tall, block_n, block_k, stages)),
         ], [1], [40])  # fmt: skip
     elif groups == 2:
         gl.warp_specialize([
-        (_multiply, (residual, out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
-                     start, end, g0, groups, tall, block_n, halves, stages, most_parts, added)),
-        (_multiply, (residual, out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
-                     start, end, g1, groups, tall, block_n, halves, stages, most_parts, added)),
-        (_fetch, (x, weight, xs, ws, full, empty, n, steps, tiles_m, skew, start, end,
-                  groups, tall, block_n, block_k, halves, stages)),
+        (_multiply, (out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
+                     start, end, g0, groups, tall, block_n, stages, most_parts)),
+        (_multiply, (out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
+                     start, end, g1, groups, tall, block_n, stages, most_parts)),
+        (_fetch, (x, weight, xs, ws, full, empty, steps, tiles_m, skew, start, end,
+                  groups, tall, block_n, block_k, stages)),
         ], [4, 1], [232, 40])  # fmt: skip
     else:
         gl.warp_specialize([
-        (_multiply, (residual, out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
-                     start, end, g0, groups, tall, block_n, halves, stages, most_parts, added)),
-        (_multiply, (residual, out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
-                     start, end, g1, groups, tall, block_n, halves, stages, most_parts, added)),
-        (_multiply, (residual, out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
-                     start, end, g2, groups, tall, block_n, halves, stages, most_parts, added)),
-        (_fetch, (x, weight, xs, ws, full, empty, n, steps, tiles_m, skew, start, end,
-                  groups, tall, block_n, block_k, halves, stages)),
+        (_multiply, (out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
+                     start, end, g0, groups, tall, block_n, stages, most_parts)),
+        (_multiply, (out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
+                     start, end, g1, groups, tall, block_n, stages, most_parts)),
+        (_multiply, (out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program,
+                     start, end, g2, groups, tall, block_n, stages, most_parts)),
+        (_fetch, (x, weight, xs, ws, full, empty, steps, tiles_m, skew, start, end,
+                  groups, tall, block_n, block_k, stages)),
         ], [4, 4, 1], [152, 152, 40])  # fmt: skip
 
 
 def launch(
-    x: Tensor, weight: Tensor, residual: Tensor | None, out: Tensor, partial: Tensor, arrivals: Tensor,
-    plan: StreamPlan, choice: GemmChoice, paired: bool,
+    x: Tensor, weight: Tensor, out: Tensor, partial: Tensor, arrivals: Tensor, plan: StreamPlan, choice: GemmChoice
 ) -> None:  # fmt: skip
     """As `triton_stream_k._stream`. choice.warps: four for each group; they divide choice.block_m's rows."""
     groups = choice.warps // 4
@@ -285,8 +255,8 @@ def launch(
     _stream[(plan.programs,)](
         TensorDescriptor.from_tensor(x, [tall, choice.block_k], layout),
         TensorDescriptor.from_tensor(weight, [choice.block_n, choice.block_k], layout),
-        x if residual is None else residual, out, partial, arrivals, x.shape[0], out.shape[1],
+        out, partial, arrivals, x.shape[0], out.shape[1],
         plan.steps, plan.tiles_m, plan.total, plan.budget, choice.skew % plan.steps,
-        groups, tall, choice.block_n, choice.block_k, 2 if paired else 1, choice.stages, plan.most_parts,
-        residual is not None, num_warps=4, launch_pdl=True,
+        groups, tall, choice.block_n, choice.block_k, choice.stages, plan.most_parts,
+        num_warps=4, launch_pdl=True,
     )  # fmt: skip

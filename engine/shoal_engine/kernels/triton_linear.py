@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from shoal_engine.kernels import cublaslt, triton_norm, triton_stream_k
-from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose, choose_silu
+from shoal_engine.kernels import cublaslt, triton_stream_k
+from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice, Method, choose
 from shoal_engine.kernels.gpu import on_gpu
 from shoal_engine.kernels.triton_float8 import to_bfloat16
 from shoal_engine.kernels.triton_jit import jit
@@ -142,14 +142,6 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
         return launch(x, weight, scale, choice)
     except cublaslt.NoSuchAlgorithm:
         return functional.linear(x, weight)
-
-
-def linear_silu(x: Tensor, weight: Tensor) -> Tensor:
-    """x [M, K], weight [2I, K] whose first I rows are gates -> SiLU(x G^T) * (x U^T) [M, I]; see `linear`."""
-    choice = choose_silu(x.shape[0], weight.shape[0], weight.shape[1])
-    if choice.method.streams and _serves(choice.method, x, weight):
-        return triton_stream_k.stream_silu(x, weight, choice)
-    return triton_norm.silu_mul(linear(x, weight))
 
 
 def launch(x: Tensor, weight: Tensor, scale: Tensor | None, choice: GemmChoice) -> Tensor:

@@ -2,7 +2,7 @@
 
 The meaning is `shoal_engine.sampler`'s from temperature on, its seeds included: one uniform number per row and position,
 inverted in the same order, so the same tokens as on a CPU but where a number falls within rounding of a boundary.
-Edits and penalties of logits come before, logprobs are `triton_logprobs`'s.
+Edits and penalties of logits come before, logprobs are `shoal_engine.logprobs`'s.
 """
 
 from __future__ import annotations

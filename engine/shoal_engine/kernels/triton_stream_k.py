@@ -1,7 +1,7 @@
 """y = x W^T in bfloat16 for 32 to 512 rows on Hopper: tiles fetched by the copy engine, work cut evenly (`stream_plan`).
 
 Where programs share a tile, each leaves its float32 part in memory and then adds up some rows of all parts, in their
-order: the same bits every time. Epilogues: y + residual, or SiLU(gate) * up. Not for prompts, float8 or biases.
+order: the same bits every time. Not for prompts, float8 or biases.
 """
 
 from __future__ import annotations
@@ -37,16 +37,10 @@ def _multiply(x, w, acc):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _finish(acc, up, residual, out, rows, cols, m, n, paired: tl.constexpr, added: tl.constexpr):  # type: ignore[no-untyped-def]
+def _finish(acc, out, rows, cols, m, n):  # type: ignore[no-untyped-def]
     """Write sums of rows x cols to out [M, N]."""
     there = (rows < m)[:, None] & (cols < n)[None, :]
     place = rows.to(tl.int64)[:, None] * n + cols[None, :]
-    if paired:
-        # As two kernels would: the products are rounded before the activation reads them.
-        gate = acc.to(out.dtype.element_ty).to(tl.float32)
-        acc = gate / (1.0 + tl.exp(-gate)) * up.to(out.dtype.element_ty).to(tl.float32)
-    if added:
-        acc += tl.load(residual + place, mask=there, other=0.0).to(tl.float32)
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=there)
 
 
@@ -58,12 +52,12 @@ def _slot(partial, program, begins_before, floats: tl.constexpr):  # type: ignor
 
 @jit_once("m", "n", "steps", "tiles_m", "total", "budget", "skew")
 def _stream(  # type: ignore[no-untyped-def]
-    x, weight, residual, out, partial, arrivals, m, n, steps, tiles_m, total, budget, skew,
+    x, weight, out, partial, arrivals, m, n, steps, tiles_m, total, budget, skew,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, most_parts: tl.constexpr,
-    paired: tl.constexpr, added: tl.constexpr, multiplies: tl.constexpr, sums: tl.constexpr,
+    multiplies: tl.constexpr, sums: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] from descriptors of x [M, K] and weight [N or, gates before ups, 2N, K]."""
-    floats: tl.constexpr = block_m * block_n * (2 if paired else 1)
+    """out [M, N] from descriptors of x [M, K] and weight [N, K]."""
+    floats: tl.constexpr = block_m * block_n
     program = tl.program_id(0)
     start = program * budget
     end = tl.minimum(start + budget, total)
@@ -76,41 +70,35 @@ def _stream(  # type: ignore[no-untyped-def]
             row = tile % tiles_m * block_m
             col = tile // tiles_m * block_n
             acc = tl.zeros((block_m, block_n), tl.float32)
-            up = tl.zeros((block_m, block_n), tl.float32) if paired else acc
             offset = tile * skew % steps
             for step in range(first, last):
                 inner = tl.where(step + offset < steps, step + offset, step + offset - steps) * block_k
-                v = x.load([row, inner])
-                acc = _multiply(v, weight.load([col, inner]), acc)
-                if paired:
-                    up = _multiply(v, weight.load([n + col, inner]), up)
+                acc = _multiply(x.load([row, inner]), weight.load([col, inner]), acc)
             rows, cols = tl.arange(0, block_m), tl.arange(0, block_n)
             if most_parts == 1 or last - first == steps:
-                _finish(acc, up, residual, out, row + rows, col + cols, m, n, paired, added)
+                _finish(acc, out, row + rows, col + cols, m, n)
             else:
                 part = _slot(partial, program, first > 0, floats) + rows[:, None] * block_n + cols[None, :]
                 tl.store(part, acc)
-                if paired:
-                    tl.store(part + block_m * block_n, up)
                 tl.debug_barrier()  # every thread's sums are written before one thread says so
                 tl.atomic_add(arrivals + tile, 1, sem="release")
     if sums and most_parts > 1:
         _sum_tile(
-            residual, out, partial, arrivals, program, tile_first, m, n, steps, tiles_m, budget, start, end,
-            block_m, block_n, floats, most_parts, paired, added, multiplies,
+            out, partial, arrivals, program, tile_first, m, n, steps, tiles_m, budget, start, end,
+            block_m, block_n, floats, most_parts, multiplies,
         )  # fmt: skip
         if tile_last != tile_first:
             _sum_tile(
-                residual, out, partial, arrivals, program, tile_last, m, n, steps, tiles_m, budget, start, end,
-                block_m, block_n, floats, most_parts, paired, added, multiplies,
+                out, partial, arrivals, program, tile_last, m, n, steps, tiles_m, budget, start, end,
+                block_m, block_n, floats, most_parts, multiplies,
             )  # fmt: skip
 
 
 @jit
 def _sum_tile(  # type: ignore[no-untyped-def]
-    residual, out, partial, arrivals, program, tile, m, n, steps, tiles_m, budget, start, end,
+    out, partial, arrivals, program, tile, m, n, steps, tiles_m, budget, start, end,
     block_m: tl.constexpr, block_n: tl.constexpr, floats: tl.constexpr, most_parts: tl.constexpr,
-    paired: tl.constexpr, added: tl.constexpr, waits: tl.constexpr,
+    waits: tl.constexpr,
 ):  # fmt: skip
     """If `tile` is shared, wait for its parts and finish this program's turns of its rows."""
     begin = tile * steps
@@ -126,15 +114,12 @@ def _sum_tile(  # type: ignore[no-untyped-def]
             rows = turn * _SUM_ROWS + tl.arange(0, _SUM_ROWS)
             place = rows[:, None] * block_n + cols[None, :]
             acc = tl.zeros((_SUM_ROWS, block_n), tl.float32)
-            up = tl.zeros((_SUM_ROWS, block_n), tl.float32) if paired else acc
             for one in tl.static_range(most_parts):
                 part = _slot(partial, lead + one, (lead + one) * budget > begin, floats) + place
                 left = place * 0 + one < parts
                 acc += tl.load(part, mask=left, other=0.0, cache_modifier=".cg")
-                if paired:
-                    up += tl.load(part + block_m * block_n, mask=left, other=0.0, cache_modifier=".cg")
             row, col = tile % tiles_m * block_m, tile // tiles_m * block_n
-            _finish(acc, up, residual, out, row + rows, col + cols, m, n, paired, added)
+            _finish(acc, out, row + rows, col + cols, m, n)
         tl.debug_barrier()
         # Each part counts twice, when written and when added: the last to add leaves zero for the next call.
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == 2 * parts - 1:
@@ -147,40 +132,28 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return right and (_INTERPRETED or kind_of(x.device).capability[0] == 9)
 
 
-def stream(x: Tensor, weight: Tensor, choice: GemmChoice, residual: Tensor | None = None) -> Tensor:
-    """x [M, K] bfloat16 times weight [N, K] bfloat16 -> y [M, N], plus residual [M, N] before the rounding.
+def stream(x: Tensor, weight: Tensor, choice: GemmChoice) -> Tensor:
+    """x [M, K] bfloat16 times weight [N, K] bfloat16 -> y [M, N].
 
     K a multiple of 8, both contiguous. As `triton_linear.linear`, call it once before a CUDA graph records it.
     """
-    return _launch(x, weight, choice, weight.shape[0], residual, paired=False)
-
-
-def stream_silu(x: Tensor, weight: Tensor, choice: GemmChoice) -> Tensor:
-    """x [M, K], weight [2I, K] whose first I rows are gates -> silu(x G^T) * (x U^T) [M, I]. block_n counts of each."""
-    return _launch(x, weight, choice, weight.shape[0] // 2, None, paired=True)
-
-
-def _launch(
-    x: Tensor, weight: Tensor, choice: GemmChoice, columns: int, residual: Tensor | None, paired: bool
-) -> Tensor:
-    x, (m, k) = x.contiguous(), x.shape
-    _check(x, weight, residual)
-    plan = plan_stream(m, columns, k, choice, _processors(x.device))
-    out = torch.empty((m, columns), dtype=x.dtype, device=x.device)
+    x, (m, k), n = x.contiguous(), x.shape, weight.shape[0]
+    _check(x, weight)
+    plan = plan_stream(m, n, k, choice, _processors(x.device))
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
     partial, arrivals = (x, x) if plan.most_parts == 1 else _shared(x.device)
-    _check_space(plan, choice, partial, paired)
+    _check_space(plan, choice, partial)
     if choice.method is Method.WARPS and not _INTERPRETED:
-        gluon_stream_k.launch(x, weight, residual, out, partial, arrivals, plan, choice, paired)
+        gluon_stream_k.launch(x, weight, out, partial, arrivals, plan, choice)
         return out
     # The interpreter runs one program after the other: none may wait, so the sums are a second round of all.
     for multiplies, sums in [(True, False), (False, True)] if _INTERPRETED else [(True, True)]:
         _stream[(plan.programs,)](
             TensorDescriptor.from_tensor(x, [choice.block_m, choice.block_k]),
             TensorDescriptor.from_tensor(weight, [choice.block_n, choice.block_k]),
-            x if residual is None else residual, out, partial, arrivals, m, columns,
+            out, partial, arrivals, m, n,
             plan.steps, plan.tiles_m, plan.total, plan.budget, choice.skew % plan.steps,
-            choice.block_m, choice.block_n, choice.block_k, plan.most_parts,
-            paired, residual is not None, multiplies, sums,
+            choice.block_m, choice.block_n, choice.block_k, plan.most_parts, multiplies, sums,
             num_warps=choice.warps, num_stages=choice.stages,
         )  # fmt: skip
     return out
@@ -203,20 +176,14 @@ def _shared(device: torch.device) -> tuple[Any, Any]:
     return partial, torch.zeros(MAX_SHARED_TILES, dtype=torch.int32, device=device)
 
 
-def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor) -> None:
     if x.shape[0] == 0 or x.shape[1] != weight.shape[1] or x.shape[1] % 8 or not weight.is_contiguous():
         raise ValueError(f"expected rows of x and a contiguous weight [N, {x.shape[1]}], a multiple of 8")
     if x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
         raise ValueError(f"expected bfloat16, got {x.dtype} and {weight.dtype}")
-    if residual is not None and (
-        residual.shape != (x.shape[0], weight.shape[0]) or not residual.is_contiguous()
-    ):
-        raise ValueError(
-            f"expected a contiguous residual of the shape of y, {x.shape[0]} x {weight.shape[0]}"
-        )
 
 
-def _check_space(plan: StreamPlan, choice: GemmChoice, partial: Any, paired: bool) -> None:
-    floats = 2 * plan.programs * choice.block_m * choice.block_n * (2 if paired else 1)
+def _check_space(plan: StreamPlan, choice: GemmChoice, partial: Any) -> None:
+    floats = 2 * plan.programs * choice.block_m * choice.block_n
     if plan.most_parts > 1 and (floats > partial.numel() or plan.tiles_m * plan.tiles_n > MAX_SHARED_TILES):
         raise ValueError(f"the parts of {choice} do not fit their memory")

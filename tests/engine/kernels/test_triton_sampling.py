@@ -13,9 +13,7 @@ from torch import Tensor
 from shoal_engine.draws import Truncation, draw, draw_truncated, greedy
 from shoal_engine.kernels import triton_sampling
 from shoal_engine.kernels.triton_columns import MANY_ROWS
-from shoal_engine.kernels.triton_logprobs import chosen_logprobs
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
-from shoal_engine.logprobs import MIN_LOGPROB, ranked_logprobs
 from shoal_engine.noise import key_of, uniforms
 
 CPU = torch.device("cpu")
@@ -245,13 +243,3 @@ def test_draws_follow_the_distribution(options: dict[str, float]) -> None:
     chi_square = float(((counts - wanted) ** 2 / wanted)[kept].sum())
     degrees = int(kept.sum()) - 1
     assert chi_square < degrees + 4 * math.sqrt(2 * degrees), chi_square
-
-
-def test_logprobs_of_the_chosen_tokens() -> None:
-    logits = text_logits(5, 5000)
-    token_ids = torch.tensor([0, 4999, 4096, int(logits[3].argmax()), 17])
-    logits[0, :50] = -math.inf
-    want = ranked_logprobs(logits, token_ids).chosen
-    got = chosen_logprobs(logits, token_ids, MIN_LOGPROB)
-    assert torch.equal(got[:, 1], want[:, 1])
-    torch.testing.assert_close(got[:, 0], want[:, 0], rtol=1e-5, atol=1e-5)

@@ -7,12 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 
 from shoal_engine.kernels import gemm_table, triton_linear, triton_stream_k
 from shoal_engine.kernels.gemm_table import GemmChoice, Method
 from shoal_engine.kernels.stream_plan import plan_stream
-from shoal_engine.kernels.triton_stream_k import stream, stream_silu
+from shoal_engine.kernels.triton_stream_k import stream
 from tests.engine.kernels.paged_batches import poison_outputs
 
 # The interpreter stands for a card of 4 processors. (M, N, K, split_k): whole tiles, two even parts, uneven runs.
@@ -33,11 +32,11 @@ def operands(m: int, n: int, k: int) -> tuple[Tensor, Tensor]:
     return (torch.randn(m, k) * k**-0.5).bfloat16(), torch.randn(n, k).bfloat16()
 
 
-def assert_near(got: Tensor, want: Tensor, most: float = 8e-3) -> None:
+def assert_near(got: Tensor, want: Tensor) -> None:
     assert got.dtype == torch.bfloat16
     assert got.shape == want.shape
     error = (got.double() - want).norm() / want.norm()
-    assert error <= most, f"relative error {error}"  # the interpreter truncates to bfloat16
+    assert error <= 8e-3, f"relative error {error}"  # the interpreter truncates to bfloat16
 
 
 @given(
@@ -67,21 +66,6 @@ def test_a_product(m: int, n: int, k: int, split: int, skew: int) -> None:
     assert_near(stream(x, weight, choice_of(split, skew)), x.double() @ weight.double().T)
 
 
-@pytest.mark.parametrize(("m", "n", "k", "split"), CASES)
-def test_the_residual_is_added_before_the_rounding(m: int, n: int, k: int, split: int) -> None:
-    x, weight = operands(m, n, k)
-    residual = torch.randn(m, n).bfloat16()
-    want = x.double() @ weight.double().T + residual.double()
-    assert_near(stream(x, weight, choice_of(split), residual), want)
-
-
-@pytest.mark.parametrize(("m", "n", "k", "split"), CASES)
-def test_gates_meet_their_ups(m: int, n: int, k: int, split: int) -> None:
-    x, weight = operands(m, n, k)
-    gate, up = (x.double() @ weight.double().T).chunk(2, dim=1)
-    assert_near(stream_silu(x, weight, choice_of(split)), functional.silu(gate) * up, 1.6e-2)
-
-
 def test_a_shared_tile_repeats_bit_by_bit_and_leaves_no_arrivals() -> None:
     x, weight = operands(40, 96, 200)
     first = stream(x, weight, choice_of(0))
@@ -101,17 +85,11 @@ def test_linear_goes_by_the_table(monkeypatch: pytest.MonkeyPatch, method: Metho
     x, weight = operands(20, 64, 128)
     row = ((method, 32, 32, 2, 4, 3, 32, 0),) * len(gemm_table.ROW_BUCKETS)
     monkeypatch.setattr(gemm_table, "_TABLE", {(64, 128): row})
-    monkeypatch.setattr(gemm_table, "_SILU_TABLE", {(64, 128): row})
     gemm_table.choose.cache_clear()
-    gemm_table.choose_silu.cache_clear()
     try:
-        want = x.double() @ weight.double().T
-        assert_near(triton_linear.linear(x, weight), want)
-        gate, up = want.chunk(2, dim=1)
-        assert_near(triton_linear.linear_silu(x, weight), functional.silu(gate) * up, 1.6e-2)
+        assert_near(triton_linear.linear(x, weight), x.double() @ weight.double().T)
     finally:
         gemm_table.choose.cache_clear()
-        gemm_table.choose_silu.cache_clear()
 
 
 def test_what_the_copy_engine_cannot_fetch_is_left_to_the_library() -> None:
@@ -128,5 +106,3 @@ def test_a_wrong_call_is_refused() -> None:
         stream(x[:, :64], weight, choice_of(1))
     with pytest.raises(ValueError, match="bfloat16"):
         stream(x.float(), weight.float(), choice_of(1))
-    with pytest.raises(ValueError, match="residual"):
-        stream(x, weight, choice_of(1), x)
