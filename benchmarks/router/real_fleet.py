@@ -100,9 +100,10 @@ def engines(folder: Path, count: int) -> list[Server]:
 
 
 def routers(folder: Path, count: int, replicas: Sequence[Server]) -> list[Server]:
-    """Routers that know nothing of one another."""
+    """Routers that know nothing of one another. Requests may wait in them for long: few cores are no failure."""
+    patient = ["--overload-queue-s=60", "--overload-max-queued=4096"]
     endpoints = [flag for each in replicas for flag in ("--endpoint", f"http://127.0.0.1:{each.port}")]
     return [
-        Server(["shoal_router", f"--port={port}", *endpoints], port, folder / f"router{number}.log")
+        Server(["shoal_router", f"--port={port}", *patient, *endpoints], port, folder / f"router{number}.log")
         for number, port in enumerate(free_ports(count))
     ]

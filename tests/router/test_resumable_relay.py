@@ -152,6 +152,23 @@ def test_what_only_looks_like_a_line_inside_an_event_stays_in_it() -> None:
     assert relay.progress.ids.tolist() == [5, 6, 7]
 
 
+def test_chunk_that_looks_whole_behind_half_an_event_belongs_to_that_event() -> None:
+    screen = Screen()
+    relay, words = relay_to(screen)
+    relay.piece(chunk(b"data: half\n"))
+    relay.piece(chunk(with_line(("tokens", [6], b"data: 1\n\n"))))
+    assert (screen.written, words) == ([], [b"data: half\n:shoal tokens 6\ndata: 1\n\n"])
+
+
+def test_chunk_that_looks_whole_behind_half_a_size_is_read_with_it() -> None:
+    screen = Screen()
+    relay, _ = relay_to(screen)
+    for step in STEPS[:3]:
+        relay.piece(b"0")  # a size may begin with zeros
+        relay.piece(chunk(with_line(step)))
+    assert Body(b"".join(screen.written)).body == seen_by_client(STEPS[:3])
+
+
 def test_error_that_the_engine_writes_is_held_back_with_all_that_follows() -> None:
     screen = Screen()
     relay, words = relay_to(screen)
