@@ -15,7 +15,7 @@ from shoal_engine.sampling_params import SamplingParams
 from shoal_engine.server.answer import Job
 from shoal_engine.server.protocol import StreamOptions
 from shoal_engine.server.resumable_events import ResumableEvents
-from shoal_engine.server.resume import Resume, Stage, State, StateMismatch, check_point, replay
+from shoal_engine.server.resume import Resume, Stage, State, StateMismatch, check_point, digest, replay
 from shoal_engine.server.sampling import check_vocabulary
 from shoal_engine.server.shape import Letterhead
 from shoal_engine.server.terms import Terms
@@ -41,8 +41,9 @@ def seeded(params: SamplingParams, terms: Terms, seeds: Random) -> SamplingParam
 
 def continuable(job: Job, head: Letterhead, options: StreamOptions | None) -> Job:
     """The same from its beginning, telling how far it has come."""
-    seed, prompt_tokens = job.submits[0].params.seed, job.meter.prompt_tokens
-    state = State(head.system_fingerprint, head.id, head.created, seed, prompt_tokens, None)
+    (submit,) = job.submits
+    prompt = digest(submit.prompt_token_ids)
+    state = State(head.system_fingerprint, head.id, head.created, submit.params.seed, prompt, None)
     return replace(job, events=ResumableEvents(job.shape, job.meter, options, state))
 
 
@@ -50,10 +51,8 @@ def continued(job: Job, resume: Resume, options: StreamOptions | None, ready: Re
     """The same from where its client has seen it. Raises InvalidRequest and StateMismatch."""
     (submit,), (text,), meter = job.submits, job.texts, job.meter
     state, point = resume.state, resume.point
-    if state.prompt_tokens != meter.prompt_tokens:
-        raise StateMismatch(
-            f"The stream's prompt had {state.prompt_tokens} tokens where it was begun; here it has {meter.prompt_tokens}."
-        )
+    if state.prompt != digest(submit.prompt_token_ids):
+        raise StateMismatch("The prompt became other tokens here than where the stream was begun.")
     check_vocabulary(point.ids, ready.vocab_size, "resume.ids")
     check_point(point, submit.params)
     last = replay(text, point, submit.params, ready.eos_token_ids)

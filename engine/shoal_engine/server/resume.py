@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal_api.names import HEADER_RESUME
@@ -51,7 +52,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     id: str
     created: int
     seed: int | None  # None: nothing is drawn
-    prompt_tokens: int
+    prompt: int  # digest of its token ids: a template may write the date, or have been changed
     cached_tokens: int | None
 
 
@@ -79,6 +80,11 @@ class StateMismatch(InvalidRequest):
 
     status = 409
     code = "resume_mismatch"
+
+
+def digest(token_ids: list[int]) -> int:
+    """Of a prompt; 64 bits, in a microsecond per 150 tokens."""
+    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(token_ids))
 
 
 def encode_state(state: State) -> bytes:

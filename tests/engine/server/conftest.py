@@ -22,3 +22,4 @@ def closed_prompts() -> Iterator[None]:
 
     yield
     prompts().close()
+    prompts.cache_clear()

@@ -106,7 +106,9 @@ async def test_another_version_or_another_prompt_does_not_go_on_as_if_it_were_th
         headers = {**RESUMABLE, STATE: whole.state}
         replies = [
             await new.post(COMPLETIONS, whole.envelope(body, 2), **headers),
-            await old.post(COMPLETIONS, whole.envelope({**body, "prompt": "another"}, 2), **headers),
+            await old.post(
+                COMPLETIONS, whole.envelope({**body, "prompt": WORDS.replace("der", "die")}, 2), **headers
+            ),
         ]
         for reply in replies:
             assert (reply.status_code, reply.json()["error"]["code"]) == (409, "resume_mismatch")
