@@ -20,28 +20,24 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = "tiny"
 START_TIMEOUT_S = 180.0
 KV_BYTES = 32 << 20
-# Restarts compete with the load for the same few cores; a fleet has a machine for each replica.
-STARTING_NICE = 10
 
 
 class Server:
     """One process with children of its own; `kill` takes all of them at once, as a machine that fails does."""
 
-    def __init__(self, command: Sequence[str], port: int, log: Path, *, nice: int = 0) -> None:
+    def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
         self.port = port
         self.up = False  # was ready and has not been killed since
         self._command = command
         self._log = log
-        self._nice = nice
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         paths = ":".join(str(ROOT / name) for name in ("crds", "router", "engine"))
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        nice = ["nice", "-n", str(self._nice)] if self._nice else []
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*nice, sys.executable, "-m", *self._command],
+                [sys.executable, "-m", *self._command],
                 stderr=log,
                 env=environment,
                 start_new_session=True,
@@ -54,15 +50,13 @@ class Server:
             self._process.wait()
 
     async def ready(self) -> None:
-        """Wait until it serves; from then on it has the priority of the others."""
+        """Wait until it serves."""
         assert self._process is not None
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not await asyncio.to_thread(answers, self.port):
             if time.monotonic() > deadline_s or self._process.poll() is not None:
                 raise SystemExit(f"a server did not start; its log is {self._log}")
             await asyncio.sleep(0.1)
-        if self._nice:
-            os.setpriority(os.PRIO_PGRP, self._process.pid, 0)
         self.up = True
 
     async def restart(self) -> None:
@@ -95,7 +89,7 @@ def engines(folder: Path, count: int) -> list[Server]:
         flags = [*fixed, f"--kv-cache-memory-bytes={KV_BYTES}", f"--served-model-name={MODEL}"]
         where = [f"--port={port}", f"--grpc-port={grpc}"]
         command = ["shoal_engine", str(model), *flags, *where]
-        servers.append(Server(command, port, folder / f"engine{number}.log", nice=STARTING_NICE))
+        servers.append(Server(command, port, folder / f"engine{number}.log"))
     return servers
 
 

@@ -12,6 +12,7 @@ from simulated_scheduler import Engine, Sequence
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n"
 STREAM_HEAD = HEAD % b"text/event-stream; charset=utf-8" + b"transfer-encoding: chunked\r\n\r\n"
+RESUMABLE_HEAD = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nx-shoal-resume: c2lt\r\n\r\n")
 JSON = b"application/json"
 CHUNK = (
     b'data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1764000000,"model":"sim",'
@@ -33,6 +34,7 @@ class Connection(asyncio.Protocol):
         self.engine = engine
         self.parser = httptools.HttpRequestParser(self)
         self.body = self.path = self.chain = b""
+        self.resumable = False  # our router asks for streams that could go on elsewhere, ours never have to
         self.sequence: Sequence | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,6 +53,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-shoal-chain":
             self.chain = value
+        elif name.lower() == b"x-shoal-resumable":
+            self.resumable = True
 
     def on_body(self, data: bytes) -> None:
         self.body += data
@@ -58,8 +62,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         path, body, chain = self.path.partition(b"?")[0], self.body, self.chain
         self.body = self.chain = b""
+        resumable, self.resumable = self.resumable, False
         if path in (b"/v1/chat/completions", b"/v1/completions"):
-            self.complete(msgspec.json.decode(body, type=Body), chain)
+            self.complete(msgspec.json.decode(body, type=Body), chain, resumable)
         elif path in (b"/tokenize", b"/v1/chat/completions/render"):
             self.send(JSON, self.tokens(bytes(msgspec.json.decode(body, type=Body).messages)))
         elif path == b"/metrics":
@@ -71,11 +76,13 @@ class Connection(asyncio.Protocol):
         else:
             self.send(JSON, b"{}")
 
-    def complete(self, body: Body, chain: bytes) -> None:
-        emit = self.event if body.stream else self.whole
+    def complete(self, body: Body, chain: bytes, resumable: bool) -> None:
+        emit = self.whole
+        if body.stream:
+            emit = self.resumable_event if resumable else self.event
         sequence = self.sequence = Sequence(bytes(body.messages), chain, body.max_tokens, emit, [])
         if body.stream:
-            self.transport.write(STREAM_HEAD)
+            self.transport.write(RESUMABLE_HEAD if resumable else STREAM_HEAD)
         self.engine.submit(sequence)
 
     def tokens(self, content: bytes) -> bytes:
@@ -99,6 +106,18 @@ class Connection(asyncio.Protocol):
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             data += b'data: {"choices":[],%b}\n\ndata: [DONE]\n\n' % usage(sequence)
+            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+
+    def resumable_event(self, sequence: Sequence) -> None:
+        if sequence.gone:
+            return
+        data = b":shoal tokens %d\n%b" % (1000 + sequence.generated, CHUNK % sequence.generated)
+        if sequence.generated < sequence.max_tokens:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            data += b':shoal usage \ndata: {"choices":[],%b}\n\n:shoal done \ndata: [DONE]\n\n' % usage(
+                sequence
+            )
             self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
 
     def metrics(self) -> bytes:

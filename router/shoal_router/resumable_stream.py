@@ -111,13 +111,7 @@ class ResumableStream(Proxied):
         state = state_of(head)
         if state is None:
             attempt.abort()
-            endpoint = self._end_attempt()
-            if head.status == UNLIKE:
-                self._unlike.append(endpoint)
-                self.attempt()
-                return relay.piece
-            why = f"replica {attempt.name} could not go on with the answer of one that died (status {head.status})"
-            self._break_off("refused", ReplicaLost(f"{why}; send the request again"))
+            self._declined(self._end_attempt(f"status {head.status}"), head.status)
             return relay.piece
         self._proxy.observe(attempt.placement.endpoint, Outcome.SUCCESS)
         self._last_piece_s = self._proxy.now()
@@ -126,6 +120,22 @@ class ResumableStream(Proxied):
         relay.follow(head, state)
         relay.piece(body)
         return relay.piece
+
+    def _declined(self, endpoint: Endpoint, status: int) -> None:
+        """A replica answered something else than the rest of the stream."""
+        if status == UNLIKE:
+            self._unlike.append(endpoint)
+            self.attempt()
+        elif status >= 500:
+            self._proxy.observe(endpoint, Outcome.SOFT_FAULT)
+            self._tried.append(endpoint)
+            self._history = self._history.after(Failure.BAD_REPLY, begun=True)
+            self._resume()
+        else:
+            why = (
+                f"replica {endpoint.name} could not go on with the answer of one that died (status {status})"
+            )
+            self._break_off("refused", ReplicaLost(f"{why}; send the request again"))
 
     def reply_ended(self) -> None:
         """A replica has no more to say."""
@@ -149,11 +159,11 @@ class ResumableStream(Proxied):
         attempt = self._attempt
         assert attempt is not None
         attempt.abort()
-        failure = Failure.BAD_REPLY if isinstance(word, BadReply) else read_last_word(word)
-        if failure is not None:
+        if isinstance(word, BadReply):
+            self._lost(Failure.BAD_REPLY, lost_error(attempt.name, word))
+        elif (failure := read_last_word(word)) is not None:
             self._lost(failure, lost_error(attempt.name, "its engine has ended"))
         else:  # the request's own error, which it would meet anywhere
-            assert isinstance(word, bytes)
             self._end_attempt()
             self._end_with(word)
 

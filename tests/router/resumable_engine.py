@@ -124,7 +124,6 @@ def boundary(steps: Sequence[Step], count: int) -> int:
 
 REFUSALS = {
     "400": error(400, "invalid_value"),
-    "500": error(500, "internal_error"),
     "no state": b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     + chunk(b"data: {}\n\n")
     + LAST_CHUNK,

@@ -235,7 +235,15 @@ def test_refusal_to_go_on_is_told_in_the_stream(run: Run, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [not_started(503, "loading"), not_started(429, "queue_full"), b"SSH-2.0-x\r\n\r\n"]
+    "answer",
+    [
+        not_started(503, "loading"),
+        not_started(429, "queue_full"),
+        error(503, "engine_unavailable"),
+        error(500, "internal_error"),
+        b"SSH-2.0-x\r\n\r\n",
+    ],
+    ids=["loading", "full", "engine dead", "internal error", "not HTTP"],
 )
 def test_replica_that_cannot_begin_to_go_on_is_passed_over(run: Run, answer: bytes) -> None:
     async def scenario() -> None:
