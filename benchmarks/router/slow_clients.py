@@ -29,6 +29,7 @@ from peers import OURS
 HEALTHY_RATE = 100.0
 ANSWER_TOKENS = 20
 LONG_ANSWER_TOKENS = 5000  # 1 MB: more than all buffers between an engine and a client that does not read
+HUGE_BODY_BYTES = 6_000_000
 SLICES = 100  # of a second; in each of them a part of the slow clients moves its byte
 ALLOWED = 1.10
 
@@ -58,9 +59,10 @@ class SlowClient:
             self._sock.setsockopt(
                 socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
             )  # the kernel is not to read for it
+            self._sock.settimeout(5.0)
             self._sock.connect(("127.0.0.1", self._port))
-            self._sock.setblocking(False)
             self._sock.sendall(self._request[:first_bytes])
+            self._sock.setblocking(False)
             self._at = first_bytes
         elif self._at < len(self._request):
             self._sock.sendall(self._request[self._at : self._at + 1])
@@ -76,13 +78,15 @@ class SlowClient:
             self._sock = None
 
 
-def slow_clients(port: int, readers: int, trickles: int, parent: Connection) -> None:
+def slow_clients(port: int, readers: int, trickles: int, bodies: int, parent: Connection) -> None:
     """A process with all slow clients, until it is told to end; tells how many were cut off."""
     os.sched_setaffinity(0, {LOAD_CORE})
     long, short = chat("slow", stream=True, max_tokens=LONG_ANSWER_TOKENS), chat("x" * 4096)
     body_at = short.index(b"\r\n\r\n") + 4
     clients = [(SlowClient(port, long), len(long)) for _ in range(readers)]
     clients += [(SlowClient(port, short), body_at if i % 2 else 1) for i in range(trickles)]
+    huge = chat("y" * HUGE_BODY_BYTES)
+    clients += [(SlowClient(port, huge), len(huge) - 1000) for _ in range(bodies)]
     for number in range(sys.maxsize):
         if parent.poll():
             break
@@ -114,7 +118,9 @@ async def run(port: int, router: int, flags: argparse.Namespace) -> bool:
     memory = {"alone": rss(router)}
     alone = await first_tokens(port, flags.seconds)
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=slow_clients, args=(port, flags.readers, flags.trickles, theirs))
+    process = multiprocessing.Process(
+        target=slow_clients, args=(port, flags.readers, flags.trickles, flags.bodies, theirs)
+    )
     process.start()
     await asyncio.sleep(4)
     beside_task = asyncio.create_task(first_tokens(port, flags.seconds))
@@ -126,9 +132,8 @@ async def run(port: int, router: int, flags: argparse.Namespace) -> bool:
     await asyncio.sleep(2)
     again = await first_tokens(port, flags.seconds)
     memory["afterwards"] = rss(router)
-    print(
-        f"{flags.readers} clients read and {flags.trickles} send a byte a second; {ours.recv()} were cut off"
-    )
+    kinds = f"{flags.readers} clients read and {flags.trickles} send a byte a second, {flags.bodies} leave 6 MB unfinished"
+    print(f"{kinds}; {ours.recv()} were cut off")
     beside = beside_task.result()
     for name, times in (("alone", alone), ("beside", beside), ("again", again)):
         shown = ", ".join(
@@ -146,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--readers", type=int, default=1000)
     parser.add_argument("--trickles", type=int, default=2000)
+    parser.add_argument("--bodies", type=int, default=0, help="clients that leave a body of 6 MB unfinished")
     flags = parser.parse_args()
     os.sched_setaffinity(0, {LOAD_CORE})
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
