@@ -49,6 +49,9 @@ class GenerationDefaults:
     max_new_tokens: int | None = None
 
 
+FP8_BLOCK = 128  # rows, and columns, of a block of a float8 matrix that has one scale
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Config:
     """Matrices are stored as float8 e4m3 with their scales; which ones and how they are scaled, the tensors say.

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal_engine.config import Fp8Config
+from shoal_engine.config import FP8_BLOCK, Fp8Config
 from shoal_engine.fields import Fields
-from shoal_engine.quantization.fp8 import BLOCK
 
-_BLOCK_SHAPE = [BLOCK, BLOCK]
+_BLOCK_SHAPE = [FP8_BLOCK, FP8_BLOCK]
 _FORMATS = frozenset({"float-quantized", "naive-quantized"})
 _STRATEGIES = frozenset({"tensor", "channel", "block"})
 _INPUT_STRATEGIES = frozenset({"tensor", "token", "group"})

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-BLOCK = 128
+from shoal_engine.config import FP8_BLOCK
+
+BLOCK = FP8_BLOCK
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 # A channel of zeros has a scale all the same. Far below every weight, and its reciprocal times 448 is finite.
 SMALLEST_PEAK = 1e-12
