@@ -114,7 +114,7 @@ class Exchange(Proxied):
         proxy.metrics.first_byte.observe(now - self.started_s)
         added = b"x-shoal-replica: %b\r\nx-request-id: %b\r\n" % (endpoint.label, self._request.request_id)
         if self._request.grant is not None:
-            added += self._request.grant.lines(now)
+            added += self._request.grant.meter.lines(now)
         state = state_of(head) if self._kept else None
         if state is not None:
             return self._hand_over(attempt, head, state).begin(body, added)

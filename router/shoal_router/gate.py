@@ -16,7 +16,9 @@ from shoal_router.prompt import Prompt, Work
 from shoal_router.rate_limits import Grant, Meters
 from shoal_router.request import Request
 from shoal_router.routes import find_route
-from shoal_router.usage import AnswerTokens, BytesPerToken
+from shoal_router.usage import AnswerTokens, BytesPerToken, Usage
+
+CLIENT_LEFT = 499  # as proxied.py books it
 
 
 class Gate:
@@ -38,6 +40,7 @@ class Gate:
         self._ratios = ratios
         self._answers = answers
         self._onward: dict[str, bytes] = {}
+        self._now = now
         self.meters = Meters(now, chance)
         self.keyring = Keyring()
         self.watch = KeyWatch(file, self._set_keys) if file else None
@@ -70,10 +73,22 @@ class Gate:
 
     def begin(self, request: Request, prompt: Prompt) -> Grant | None:
         """Take a request on its key's account; None when it has none. Raises RateLimited."""
-        key = request.key
-        if key is None or key.name not in self.meters.by_name:
+        meter = self.meters.by_name.get(request.key.name) if request.key is not None else None
+        if meter is None:  # or no more: keys may change while a body comes
             return None
-        return self.meters.begin(key, self.expected_tokens(prompt))
+        return meter.begin(
+            self.expected_tokens(prompt) if meter.token_bucket is not None else 0.0, self._now()
+        )
+
+    def end(self, grant: Grant, prompt: Prompt, status: int, usage: Usage | None) -> None:
+        """The request of a grant has ended. An error took no tokens; for a client that left, anything may have been
+        computed.
+        """
+        if usage is not None:
+            tokens = float(usage.prompt_tokens + usage.completion_tokens)
+        else:
+            tokens = 0.0 if 400 <= status != CLIENT_LEFT else self.expected_tokens(prompt)
+        grant.end(tokens, self._now())
 
     def claim(self, request: Request, prompt: Prompt) -> Claim:
         """What a request asks for while it waits."""

@@ -156,7 +156,7 @@ class Proxied(ABC):
         proxy.retrying -= self._history.retries > 0
         now = proxy.now()
         if self._request.grant is not None:
-            self._request.grant.end(status, self._usage, now)
+            proxy.gate.end(self._request.grant, self._prompt, status, self._usage)
         if self._request.record is not None:
             self._request.record.end(status, self._usage)
         proxy.metrics.finished(self._prompt.model, status, now - self.started_s)

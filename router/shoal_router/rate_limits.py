@@ -13,20 +13,21 @@ from math import ceil
 from shoal_router.errors import RateLimited
 from shoal_router.keys import Key, Limits
 from shoal_router.retry_after import after_known
-from shoal_router.usage import Usage
 
 _LEARNING_RATE = 0.1
 _DEFAULT_DURATION_S = 1.0
 
-Header = tuple[bytes, bytes]
-
 
 class Bucket:
-    """Tokens or requests left. `level` may be below zero after something was larger than thought."""
+    """`what` is left: "tokens" or "requests". `level` may be below zero after something was larger than thought."""
 
-    __slots__ = ("_at_s", "_level", "capacity", "rate_s")
+    __slots__ = ("_at_s", "_level", "_lines", "capacity", "rate_s")
 
-    def __init__(self, per_minute: int, now_s: float, used: float = 0.0) -> None:
+    def __init__(self, what: str, per_minute: int, now_s: float, used: float = 0.0) -> None:
+        self._lines = (
+            f"x-ratelimit-limit-{what}: {per_minute}\r\n"
+            f"x-ratelimit-remaining-{what}: %d\r\nx-ratelimit-reset-{what}: %b\r\n"
+        ).encode()
         self.capacity = float(per_minute)
         self.rate_s = per_minute / 60
         self._level = self.capacity - used
@@ -47,6 +48,11 @@ class Bucket:
     def take(self, amount: float, now_s: float) -> None:
         """Take `amount`, or give it back if it is negative."""
         self._level = min(self.capacity, self.level(now_s) - amount)
+
+    def lines(self, now_s: float) -> bytes:
+        """OpenAI's header lines of it."""
+        level = self.level(now_s)
+        return self._lines % (max(0, level), _duration((self.capacity - level) / self.rate_s))
 
 
 class Meter:
@@ -69,8 +75,8 @@ class Meter:
         """New limits; what was used under the old ones stays used."""
         if limits != self._limits:
             self._limits = limits
-            self.request_bucket = _resized(self.request_bucket, limits.requests_per_minute, now_s)
-            self.token_bucket = _resized(self.token_bucket, limits.tokens_per_minute, now_s)
+            self.request_bucket = _resized("requests", self.request_bucket, limits.requests_per_minute, now_s)
+            self.token_bucket = _resized("tokens", self.token_bucket, limits.tokens_per_minute, now_s)
 
     def begin(self, tokens: float, now_s: float) -> Grant:
         """Take a request of about so many tokens on the account. Raises RateLimited, and takes nothing then."""
@@ -96,17 +102,15 @@ class Meter:
         self.refused += 1
         after_s = after_known(wait_s, self._chance())
         error = RateLimited(f"{why}; try again in {after_s} s", retry_after_s=after_s)
-        error.headers = tuple(self.headers(now_s))
+        name_and_value = (line.partition(b": ") for line in self.lines(now_s).splitlines())
+        error.headers = tuple((name, value) for name, _, value in name_and_value)
         return error
 
-    def headers(self, now_s: float) -> Iterable[Header]:
-        """OpenAI's x-ratelimit headers."""
-        for name, bucket in ((b"requests", self.request_bucket), (b"tokens", self.token_bucket)):
-            if bucket is not None:
-                level = bucket.level(now_s)
-                yield b"x-ratelimit-limit-" + name, b"%d" % bucket.capacity
-                yield b"x-ratelimit-remaining-" + name, b"%d" % max(0, level)
-                yield b"x-ratelimit-reset-" + name, _duration((bucket.capacity - level) / bucket.rate_s)
+    def lines(self, now_s: float) -> bytes:
+        """Header lines that tell what is left; empty for a key without such limits."""
+        requests, tokens = self.request_bucket, self.token_bucket
+        lines = b"" if requests is None else requests.lines(now_s)
+        return lines if tokens is None else lines + tokens.lines(now_s)
 
 
 class Grant:
@@ -119,25 +123,14 @@ class Grant:
         self._tokens = tokens
         self._began_s = now_s
 
-    def lines(self, now_s: float) -> bytes:
-        """Header lines for the reply; empty for a key without such limits."""
-        return b"".join([b"%b: %b\r\n" % line for line in self.meter.headers(now_s)])
-
-    def end(self, status: int, usage: Usage | None, now_s: float) -> None:
-        """It ended: put the true number of tokens in place of the estimate. An error used none."""
+    def end(self, tokens: float, now_s: float) -> None:
+        """It ended, and took so many tokens: they take the place of those that were thought."""
         meter = self.meter
         meter.in_flight -= 1
         meter.mean_s += _LEARNING_RATE * (now_s - self._began_s - meter.mean_s)
-        if usage is not None:
-            used = float(usage.prompt_tokens + usage.completion_tokens)
-        else:
-            used = 0.0 if 400 <= status != CLIENT_LEFT else self._tokens
-        meter.tokens += round(used)
+        meter.tokens += round(tokens)
         if meter.token_bucket is not None:
-            meter.token_bucket.take(used - self._tokens, now_s)
-
-
-CLIENT_LEFT = 499  # an engine may have computed anything for it by then
+            meter.token_bucket.take(tokens - self._tokens, now_s)
 
 
 class Meters:
@@ -156,17 +149,12 @@ class Meters:
             meter = self.by_name[key.name] = before.get(key.name) or Meter(key.limits, self._chance, now_s)
             meter.set_limits(key.limits, now_s)
 
-    def begin(self, key: Key, tokens: float) -> Grant | None:
-        """Begin a request of a key; None when the key is gone since the request's head came. Raises RateLimited."""
-        meter = self.by_name.get(key.name)
-        return None if meter is None else meter.begin(tokens, self._now())
 
-
-def _resized(bucket: Bucket | None, per_minute: int, now_s: float) -> Bucket | None:
+def _resized(what: str, bucket: Bucket | None, per_minute: int, now_s: float) -> Bucket | None:
     if not per_minute:
         return None
     used = 0.0 if bucket is None else bucket.capacity - bucket.level(now_s)
-    return Bucket(per_minute, now_s, used)
+    return Bucket(what, per_minute, now_s, used)
 
 
 def _duration(seconds: float) -> bytes:

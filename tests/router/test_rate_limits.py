@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_router.errors import RateLimited
+from shoal_router.gate import Gate
 from shoal_router.keys import Key, Limits, digest_of
+from shoal_router.prompt import Prompt, Work
 from shoal_router.rate_limits import Bucket, Meter, Meters
 from shoal_router.retry_after import after_estimate, after_known
-from shoal_router.usage import Usage
+from shoal_router.usage import AnswerTokens, BytesPerToken
 from tests.router.conftest import Run
 from tests.router.scripted import Received, Replica, Rig, chat, error, post, reply, rig
 from tests.router.test_keys import SECRET, only, secret_volume, with_keys
@@ -33,7 +35,7 @@ def meter(chance: float = 0.0, **limits: int) -> Meter:
     st.integers(1, 600),
 )
 def test_bucket_lets_through_a_minutes_worth_and_its_rate(asks: list[tuple[float, float]], rate: int) -> None:
-    bucket, now, taken, largest = Bucket(rate, 0.0), 0.0, 0.0, 0.0
+    bucket, now, taken, largest = Bucket("tokens", rate, 0.0), 0.0, 0.0, 0.0
     for pause, amount in asks:
         now += pause
         wait_s = bucket.wait_s(amount, now)
@@ -73,7 +75,7 @@ def refused(m: Meter, tokens: float, now: float) -> RateLimited:
 def test_requests_above_the_rate_are_told_when_there_is_one_again() -> None:
     m = meter(requests_per_minute=2)
     for _ in range(2):
-        m.begin(0, 10.0).end(200, None, 10.0)
+        m.begin(0, 10.0).end(0, 10.0)
     assert refused(m, 0, 10.0).retry_after_s == 30
     assert refused(m, 0, 30.0).retry_after_s == 10
     m.begin(0, 40.0)
@@ -82,10 +84,10 @@ def test_requests_above_the_rate_are_told_when_there_is_one_again() -> None:
 
 def test_estimated_tokens_are_replaced_by_the_true_ones() -> None:
     m = meter(tokens_per_minute=600)
-    m.begin(600, 0.0).end(200, Usage(100, None, 200), 0.0)
+    m.begin(600, 0.0).end(300, 0.0)
     assert refused(m, 301, 0.0).retry_after_s == 1
     grant = m.begin(300, 0.0)
-    grant.end(200, Usage(400, None, 500), 0.0)  # 600 more than thought
+    grant.end(900, 0.0)  # 600 more than thought
     assert refused(m, 1, 0.0).retry_after_s == 61
     assert m.tokens == 1200
 
@@ -94,8 +96,12 @@ def test_estimated_tokens_are_replaced_by_the_true_ones() -> None:
     ("status", "used"), [(200, 50), (499, 50), (400, 0), (429, 0), (503, 0)], ids=lambda value: str(value)
 )
 def test_error_costs_no_tokens_and_a_reply_without_usage_what_was_thought(status: int, used: int) -> None:
+    gate = Gate(
+        (), "none", None, ratios=BytesPerToken(), answers=AnswerTokens(), now=lambda: 0.0, chance=lambda: 0.0
+    )
     m = meter(tokens_per_minute=100)
-    m.begin(50, 0.0).end(status, None, 0.0)
+    prompt = Prompt("m", False, Work.GENERATE, 160, [], max_tokens=10)
+    gate.end(m.begin(gate.expected_tokens(prompt), 0.0), prompt, status, None)
     assert m.tokens == used
     assert m.token_bucket is not None
     assert m.token_bucket.level(0.0) == 100 - used
@@ -113,7 +119,7 @@ def test_requests_in_flight_are_bounded_and_come_back_on_their_end() -> None:
     m = meter(max_in_flight=2)
     grants = [m.begin(1, 0.0) for _ in range(2)]
     assert refused(m, 1, 0.0).headers == ()
-    grants[0].end(200, None, 1.0)
+    grants[0].end(1, 1.0)
     m.begin(1, 1.0)
     assert m.in_flight == 2
 
@@ -128,7 +134,7 @@ def test_refusal_for_tokens_takes_no_request() -> None:
 
 def test_headers_are_those_of_openai() -> None:
     m = meter(requests_per_minute=60, tokens_per_minute=6000)
-    lines = m.begin(9000, 0.0).lines(0.5).decode().split("\r\n")
+    lines = m.begin(9000, 0.0).meter.lines(0.5).decode().split("\r\n")
     assert lines == [
         "x-ratelimit-limit-requests: 60",
         "x-ratelimit-remaining-requests: 59",
@@ -138,7 +144,7 @@ def test_headers_are_those_of_openai() -> None:
         "x-ratelimit-reset-tokens: 1m30s",
         "",
     ]
-    assert meter(max_in_flight=1).begin(1, 0.0).lines(0.0) == b""
+    assert meter(max_in_flight=1).begin(1, 0.0).meter.lines(0.0) == b""
 
 
 def key(name: str, **limits: int) -> Key:
@@ -148,17 +154,15 @@ def key(name: str, **limits: int) -> Key:
 def test_keys_that_are_read_anew_go_on_where_they_were() -> None:
     meters = Meters(lambda: 0.0, lambda: 0.0)
     meters.set_keys([key("a", requests_per_minute=10), key("b")])
-    grants = [meters.begin(key("a"), 1.0) for _ in range(8)]
+    grants = [meters.by_name["a"].begin(1.0, 0.0) for _ in range(8)]
     meters.set_keys([key("a", requests_per_minute=9)])
     assert list(meters.by_name) == ["a"]
-    meters.begin(key("a"), 1.0)
+    meters.by_name["a"].begin(1.0, 0.0)
     with pytest.raises(RateLimited):
-        meters.begin(key("a"), 1.0)
+        meters.by_name["a"].begin(1.0, 0.0)
     for grant in grants:
-        assert grant is not None
-        grant.end(200, None, 0.0)
+        grant.end(0.0, 0.0)
     assert meters.by_name["a"].in_flight == 1
-    assert meters.begin(key("b"), 1.0) is None, "its key is gone since"
 
 
 def usage(prompt: int, completion: int) -> bytes:
