@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from typing import cast
 
-import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,11 +15,11 @@ from shoal_router.event_reader import MAX_EVENT_BYTES, EventReader
 from shoal_router.resumable_relay import ResumableRelay
 from shoal_router.resume import Progress
 from shoal_router.upstream import ReplyHead
-from tests.router.resumable_engine import DRAINING, ids_of, place_of, seen_by_client, stream, with_line
+from tests.router.resumable_engine import DRAINING, ids_of, place_of, seen_by_client, with_line
+from tests.router.resumed import STEPS, Body, cut
 from tests.router.scripted import LAST_CHUNK, chunk
 
 HEAD = ReplyHead(200, [(b"content-type", b"text/event-stream")], b"text/event-stream", True, False)
-STEPS = stream(9)
 
 
 class Screen:
@@ -49,27 +47,6 @@ def relay_to(
     relay.start(b"", b"")
     screen.written.clear()
     return relay, words
-
-
-class Body:
-    """The body of a chunked reply, read by llhttp."""
-
-    def __init__(self, data: bytes) -> None:
-        self.body = b""
-        self.ended = False
-        parser = httptools.HttpResponseParser(self)
-        parser.feed_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + data)
-
-    def on_body(self, data: bytes) -> None:
-        self.body += data
-
-    def on_message_complete(self) -> None:
-        self.ended = True
-
-
-def cut(data: bytes, cuts: list[int]) -> list[bytes]:
-    places = sorted({0, len(data), *[at % (len(data) + 1) for at in cuts]})
-    return [data[a:b] for a, b in pairwise(places)]
 
 
 CUTS = st.lists(st.integers(0, 10_000), max_size=30)
