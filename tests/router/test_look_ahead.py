@@ -7,7 +7,7 @@ import random
 import pytest
 
 from shoal_router.discovery import Address
-from shoal_router.endpoints import LEAST_AHEAD, Endpoint
+from shoal_router.endpoints import Endpoint
 from shoal_router.pool import Pool
 from shoal_router.routing import Routing
 from tests.router.simulated_engines import MAX_RUNNING, Engine, Job, World
@@ -44,7 +44,9 @@ def test_few_requests_wait_in_an_engine_and_it_does_as_much_as_with_all_of_them(
     default = Routing().look_ahead
     most, few = longest_wait_and_throughput(default, answer_tokens)
     crowd, all_of_them = longest_wait_and_throughput(1e9, answer_tokens)
-    assert most <= max(LEAST_AHEAD, default * MAX_RUNNING) + 1
+    assert most < MAX_RUNNING / 2, (
+        "a few more than the look-ahead, for the sake of a cache while another has room"
+    )
     assert crowd > REQUESTS / 4
     assert few > 0.98 * all_of_them
 
