@@ -70,31 +70,30 @@ class EngineLinks:
         self.learn = learn
         self.open_stream = open_stream
         self._endpoints = endpoints
-        self._tasks: dict[Endpoint, tuple[int, asyncio.Task[None]]] = {}
+        self._links: dict[Endpoint, _Link] = {}
         endpoints.on_change.append(self._look)
         endpoints.on_remove.append(self._end)
 
     async def stop(self) -> None:
         """End all streams."""
-        tasks = [task for _, task in self._tasks.values()]
-        for endpoint in list(self._tasks):
+        tasks = [link.task for link in self._links.values()]
+        for endpoint in list(self._links):
             self._end(endpoint)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _look(self) -> None:
         for endpoint in self._endpoints:
             port = endpoint.report.grpc_port
-            known = self._tasks.get(endpoint)
-            if known is not None and known[0] != port:
+            link = self._links.get(endpoint)
+            if link is not None and link.port != port:
                 self._end(endpoint)
-                known = None
-            if port and known is None:
-                task = asyncio.get_running_loop().create_task(_Link(self, endpoint, port).run())
-                self._tasks[endpoint] = (port, task)
+                link = None
+            if port and link is None:
+                self._links[endpoint] = _Link(self, endpoint, port)
 
     def _end(self, endpoint: Endpoint) -> None:
-        if (known := self._tasks.pop(endpoint, None)) is not None:
-            known[1].cancel()
+        if (link := self._links.pop(endpoint, None)) is not None:
+            link.end()
 
 
 class _Link:
@@ -102,34 +101,39 @@ class _Link:
 
     def __init__(self, links: EngineLinks, endpoint: Endpoint, port: int) -> None:
         host = endpoint.address.host
+        self.port = port
         self._target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._links = links
         self._endpoint = endpoint
         self._epoch = 0
+        self.task = asyncio.get_running_loop().create_task(self._run())
 
-    async def run(self) -> None:
+    def end(self) -> None:
+        """Follow the engine no more."""
+        self.task.cancel()
+        self._down("")  # now, and not when the task ends: by then another link may have begun
+
+    async def _run(self) -> None:
         pause_s = FIRST_PAUSE_S
-        try:
-            while True:
-                updates = self._endpoint.tally.updates
-                try:
-                    if await self._follow():
-                        await asyncio.sleep(FIRST_PAUSE_S)
-                        continue  # a gap: the engine is there, and what is known stays until the snapshot
-                    why = "the engine ended it"
-                except grpc.aio.AioRpcError as error:
-                    why = error.details() or error.code().name
-                except TimeoutError:
-                    why = f"nothing came for {SILENCE_S:g} s"
-                except Exception:
-                    log.exception("bug in the link to %s", self._endpoint.name)
-                    why = "a bug"
-                pause_s = FIRST_PAUSE_S if self._endpoint.tally.updates > updates else pause_s
-                self._down(why)
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        finally:
-            self._down("")
+        while True:
+            updates = self._endpoint.tally.updates
+            try:
+                if await self._follow():
+                    await asyncio.sleep(FIRST_PAUSE_S)
+                    continue  # a gap: the engine is there, and what is known stays until the snapshot
+                why = "the engine ended it"
+            except grpc.aio.AioRpcError as error:
+                why = error.details() or error.code().name
+            except TimeoutError:
+                why = f"nothing came for {SILENCE_S:g} s"
+            except Exception:
+                log.exception("bug in the link to %s", self._endpoint.name)
+                why = "a bug"
+            if self._endpoint.tally.updates > updates:
+                pause_s = FIRST_PAUSE_S
+            self._down(why)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _follow(self) -> bool:
         """Read one stream; returns whether it is to be opened again at once for a snapshot."""
