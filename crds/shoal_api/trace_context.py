@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _SAMPLED = 1
 _RATIO_BITS = 56  # of a trace id that are random in every version of the standard
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(NamedTuple):
     """A span of a trace, as its children see it. `span_id` 0 is the trace's beginning."""
 
     trace_id: int
@@ -24,7 +22,7 @@ class TraceContext:
     sampled: bool
 
     @classmethod
-    def parse(cls, traceparent: str) -> Self | None:
+    def parse(cls, traceparent: str) -> TraceContext | None:
         """What a header says; None when it says nothing valid."""
         found = _TRACEPARENT.fullmatch(traceparent.strip(" \t"))
         if found is None:
@@ -36,7 +34,7 @@ class TraceContext:
         return cls(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & _SAMPLED))
 
     @classmethod
-    def begin(cls, rng: random.Random, ratio: float) -> Self:
+    def begin(cls, rng: random.Random, ratio: float) -> TraceContext:
         """A new trace, sampled in a share `ratio` of all cases; by its id, so that all agree."""
         trace_id = rng.getrandbits(128) or 1
         sampled = (trace_id & ((1 << _RATIO_BITS) - 1)) < ratio * (1 << _RATIO_BITS)
@@ -48,4 +46,4 @@ class TraceContext:
 
     @property
     def traceparent(self) -> str:
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.sampled):02x}"
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.sampled:02d}"
