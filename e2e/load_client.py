@@ -29,6 +29,7 @@ class Record:
     id: str
     streamed: bool
     sent_s: float
+    question: str = ""
     first_byte_s: float | None = None
     ended_s: float | None = None
     status: int | None = None
@@ -145,17 +146,24 @@ class LoadClient:
                 await self._room.acquire()
                 tasks.create_task(self._within_room(streamed=number % 2 == 0))
 
-    async def _within_room(self, *, streamed: bool) -> None:
+    async def ask_all(self, questions: Iterable[str]) -> None:
+        """Each as a stream; returns when the last one has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            for question in questions:
+                await self._room.acquire()
+                tasks.create_task(self._within_room(streamed=True, question=question))
+
+    async def _within_room(self, *, streamed: bool, question: str = "") -> None:
         try:
-            await self.ask(next(self._models), streamed=streamed)
+            await self.ask(next(self._models), streamed=streamed, question=question)
         finally:
             self._room.release()
 
-    async def ask(self, model: str, *, streamed: bool) -> Record:
-        """One request. Never raises for what a server or a network does."""
-        record = Record(f"e2e-{uuid.uuid4().hex[:12]}", streamed, time.time())
+    async def ask(self, model: str, *, streamed: bool, question: str = "") -> Record:
+        """One request, by default with a question of its own. Never raises for what a server or a network does."""
+        question = question or f"Tell me something about the number {len(self.records) + 1}."
+        record = Record(f"e2e-{uuid.uuid4().hex[:12]}", streamed, time.time(), question)
         self.records.append(record)
-        question = f"Tell me something about the number {len(self.records)}."
         body = {
             "model": model,
             "messages": [{"role": "user", "content": question}],

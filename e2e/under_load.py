@@ -112,3 +112,16 @@ def ask(url: str, model: str) -> Record:
             return await client.ask(model, streamed=False)
 
     return asyncio.run(run())
+
+
+def ask_again(url: str, model: str, questions: Sequence[str], max_tokens: int) -> dict[str, str]:
+    """The same questions as streams, a few at once, while nothing disturbs them: the text of each answer."""
+
+    async def run() -> list[Record]:
+        async with LoadClient(url, [model], max_tokens=max_tokens, concurrency=4) as client:
+            await client.ask_all(questions)
+            return client.records
+
+    records = asyncio.run(run())
+    assert not summary(records).failed, failures(summary(records))
+    return {each.question: each.text for each in records}

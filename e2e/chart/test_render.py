@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from e2e.binary import k8s
+from shoal_api.names import PORT_ENGINE_GRPC
+from shoal_api.options import RouterOptions
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "shoal"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -22,11 +24,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "everything": (
         *("--set", "monitoring.podMonitor.enabled=true", "--set", "monitoring.prometheusRule.enabled=true"),
         *("--set", "monitoring.dashboard.enabled=true", "--set", "leaderWorkerSets.enabled=true"),
-        *("--set", "router.optionsSecret=keys", "--set", "router.extraArgs={--max-retries=1}"),
+        *("--set", "router.optionsSecret=options", "--set", "router.extraArgs={--max-retries=1}"),
+        *("--set", "router.apiKeys.existingSecret=keys", "--set", "router.accessLog=true"),
+        *("--set", "tracing.endpoint=http://collector:4318"),
         *("--set", "imagePullSecrets={pull}", "--set", "router.nodeSelector.disk=ssd"),
         *("--set-json", 'networkPolicy.metricsFrom=[{"namespaceSelector":{}}]'),
     ),
 }
+# Alerts of the whole installation: their texts name no pod and no model.
+WITHOUT_LABELS = {"ShoalOperatorGone", "ShoalRequestQuarantined"}
 CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -159,6 +165,33 @@ def test_only_the_operator_reads_router_state() -> None:
     assert "namespaceSelector" not in peer
 
 
+def test_routers_alone_read_engine_state() -> None:
+    """On the port that the engines' pods have for it."""
+    (policy,) = (d for d in of("defaults", "NetworkPolicy") if d["metadata"]["name"] == "shoal-engines")
+    (state,) = (rule for rule in policy["spec"]["ingress"] if {"port": PORT_ENGINE_GRPC} in rule["ports"])
+    (peer,) = state["from"]
+    assert peer["podSelector"] == {"matchLabels": {"serving.shoal.dev/role": "router"}}
+    assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "system"}}
+
+
+def test_values_reach_the_router() -> None:
+    """Each Secret is mounted as a folder: one that is mounted as a single file never changes."""
+    (router,) = (d for d in of("everything", "Deployment") if d["metadata"]["name"] == "shoal-router")
+    pod = router["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    assert set(secrets.values()) == {"options", "keys"}
+    mounts = {m["mountPath"]: secrets[m["name"]] for m in container["volumeMounts"] if m["name"] in secrets}
+    assert mounts == {"/etc/shoal": "options", "/etc/shoal-keys": "keys"}
+    assert not any("subPath" in mount for mount in container["volumeMounts"])
+    options = RouterOptions.model_fields.keys()
+    flags = dict(a.removeprefix("--").partition("=")[::2] for a in container["args"] if a != "router")
+    assert {flag.replace("-", "_") for flag in flags} - {"config", "namespace"} <= options
+    assert flags["api-keys-file"] == "/etc/shoal-keys/keys.yaml"
+    assert flags["otlp-endpoint"] == "http://collector:4318"
+    assert "access-log" in flags
+
+
 def test_the_crd_outlives_the_release() -> None:
     (definition,) = of("defaults", "CustomResourceDefinition")
     assert definition["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
@@ -168,7 +201,7 @@ def test_alerts_and_dashboard_survive_templating() -> None:
     (rule,) = of("everything", "PrometheusRule")
     alerts = rule["spec"]["groups"][0]["rules"]
     assert all(alert["expr"] and "{{ " in alert["annotations"]["summary"] + alert["annotations"]["description"]
-               for alert in alerts if alert["alert"] != "ShoalOperatorGone")  # fmt: skip
+               for alert in alerts if alert["alert"] not in WITHOUT_LABELS)  # fmt: skip
     (dashboard,) = (d for d in of("everything", "ConfigMap") if d["metadata"]["name"] == "shoal-dashboard")
     assert json.loads(dashboard["data"]["shoal.json"])["panels"]
     assert {d["metadata"]["name"] for d in of("everything", "PodMonitor")} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from e2e.deployment import READY_TIMEOUT_S, Deployment
 from e2e.kubectl import Cluster
 from e2e.load_client import Record
+from e2e.routers import ready_routers
 from e2e.under_load import ask, under_load
+from e2e.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -44,6 +47,17 @@ def test_each_model_is_answered_by_its_own_replicas(
     assert {"fish/cod-135m", "fish/eel-135m"} <= {each["id"] for each in listed}
     assert ask(router_url, "fish/cod-135m").replica.startswith("first-")
     assert ask(router_url, "fish/eel-135m").replica.startswith("second-")
+
+
+def test_every_router_is_linked_to_every_engine(
+    both: tuple[Deployment, Deployment], cluster: Cluster
+) -> None:
+    """Engines push load and cache by gRPC: their port is open, and routers know it."""
+    pods = {pod["metadata"]["name"] for deployment in both for pod in deployment.pods()}
+    routers = ready_routers(cluster)
+    assert len(pods) == len(routers) == 2
+    for router in routers:
+        wait_until(partial(router.links_exactly, pods), f"{router.name} is linked to {pods}", 30.0)
 
 
 def test_an_unknown_model_is_404(both: tuple[Deployment, Deployment], router_url: str) -> None:

@@ -8,12 +8,11 @@ import pytest
 
 from e2e.deployment import Deployment
 from e2e.kubectl import Cluster
+from e2e.routers import ready_routers
 from e2e.under_load import under_load
 from e2e.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(900)
-
-ROUTERS = "serving.shoal.dev/role=router"
 
 
 def test_every_router_is_replaced(cluster: Cluster, installed: None, router_url: str) -> None:
@@ -21,7 +20,7 @@ def test_every_router_is_replaced(cluster: Cluster, installed: None, router_url:
     deployment.apply()
     try:
         deployment.wait_settled(2)
-        before = ready_routers(cluster)
+        before = names_of_ready(cluster)
         assert len(before) >= 2
         with under_load("router pods deleted", router_url, ["routers"]):
             for router in sorted(before):
@@ -29,24 +28,16 @@ def test_every_router_is_replaced(cluster: Cluster, installed: None, router_url:
                 wait_until(
                     partial(is_replaced, cluster, router, len(before)), f"a successor of {router}", 120.0
                 )
-        assert not before & ready_routers(cluster)
+        assert not before & names_of_ready(cluster)
         deployment.wait_for("RouterSynced", "True", "Synced", 60.0)
     finally:
         deployment.delete()
 
 
-def ready_routers(cluster: Cluster) -> set[str]:
-    return {
-        pod["metadata"]["name"]
-        for pod in cluster.list("pods", ROUTERS)
-        if "deletionTimestamp" not in pod["metadata"]
-        and any(
-            each["type"] == "Ready" and each["status"] == "True"
-            for each in pod["status"].get("conditions", ())
-        )
-    }
+def names_of_ready(cluster: Cluster) -> set[str]:
+    return {router.name for router in ready_routers(cluster)}
 
 
 def is_replaced(cluster: Cluster, gone: str, count: int) -> bool:
-    ready = ready_routers(cluster)
+    ready = names_of_ready(cluster)
     return gone not in ready and len(ready) == count
