@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,9 @@ class Request:
     claim: Claim
     started_s: float
     waits_until_s: float = 0.0
+    began_s: float = 0.0
+    refused_s: float = 0.0
+    retry_after_s: int = 0
 
     def attempt(self) -> None:
         world = self.world
@@ -45,6 +49,7 @@ class Request:
             world.replica.in_flight += 1
             world.running.append(self)
             world.began.append(self)
+            self.began_s = world.now_s
         else:
             world.admission.wait(self, "m", world.models.full("m"))
 
@@ -52,12 +57,16 @@ class Request:
         assert isinstance(error, ReplicasFull)
         assert error.retry_after_s is not None
         assert 1 <= error.retry_after_s <= 3600
+        self.refused_s = self.world.now_s
+        self.retry_after_s = error.retry_after_s
         self.world.refused.append(self)
 
 
 @dataclass
 class World:
     now_s: float = 0.0
+    max_queued: int = MAX_QUEUED
+    max_bytes: int = MAX_BYTES
     running: list[Request] = field(default_factory=list)
     began: list[Request] = field(default_factory=list)
     refused: list[Request] = field(default_factory=list)
@@ -68,10 +77,11 @@ class World:
         report = Report((("m", b"{}"),))
         self.replica = Endpoint(address, 0, Pool(address, 1.0), standing=HEALTHY, report=report)
         self.replica.ceiling = SEATS
-        self.models = ModelTable([self.replica], Routing(queue_s=QUEUE_S, max_queued=MAX_QUEUED))
+        self.models = ModelTable([self.replica], Routing(queue_s=QUEUE_S, max_queued=self.max_queued))
         self.demand = Demand(lambda: self.now_s)
+        self.metrics = Metrics()
         self.admission = Admission(
-            self.models, self.demand, Metrics(), MAX_BYTES, now=lambda: self.now_s, chance=lambda: 0.5
+            self.models, self.demand, self.metrics, self.max_bytes, now=lambda: self.now_s, chance=lambda: 0.5
         )
 
     @property
@@ -131,3 +141,63 @@ def test_lines_lose_nobody_and_overtake_nobody_of_the_same_tenant(steps: list[ob
             last[key] = each.number
 
     asyncio.run(scenario())
+
+
+# Per second of virtual time: ten requests of 10 tokens end. What comes, by tenant and band.
+OVERLOADS: dict[str, list[tuple[str, Priority, int]]] = {
+    "twice what there is": [("a", Priority.NORMAL, 20)],
+    "five times": [("a", Priority.NORMAL, 50)],
+    "without tenants": [("", Priority.NORMAL, 50)],
+    "a polite tenant beside a flood": [("polite", Priority.NORMAL, 3), ("flood", Priority.NORMAL, 47)],
+    "two floods": [("a", Priority.NORMAL, 20), ("b", Priority.NORMAL, 60)],
+    "bands": [("a", Priority.HIGH, 8), ("b", Priority.NORMAL, 20), ("c", Priority.LOW, 20)],
+}
+
+
+async def overload(arrivals: list[tuple[str, Priority, int]], seconds: int) -> World:
+    """Ticks of a tenth of a second: one request ends in each while a replica has any."""
+    world = World(max_queued=1000, max_bytes=10**6)
+    number = 0
+    for tick in range(10 * seconds):
+        world.now_s = tick / 10
+        for tenant, band, per_s in arrivals:
+            for _ in range((tick + 1) * per_s // 10 - tick * per_s // 10):
+                number += 1
+                request = Request(world, number, Claim(tenant, band, 10, 1), world.now_s)
+                world.admission.line_up(request, "m") if world.waiting else request.attempt()
+        world.step("end", number)
+        if tick % 5 == 0:
+            world.admission.sweep()
+        await asyncio.sleep(0)
+    return world
+
+
+@pytest.mark.parametrize("name", OVERLOADS)
+def test_far_too_much_is_refused_at_once_and_what_is_let_in_is_served_in_time(name: str) -> None:
+    seconds, start = 60, 15.0
+    world = asyncio.run(overload(OVERLOADS[name], seconds))
+    late = world.metrics.queue_refusals["late"]
+    # A low band learns how little higher ones leave it by waiting for the first time.
+    assert late <= (0.05 * len(world.refused) if name == "bands" else 0)
+    assert sum(each.refused_s == each.started_s for each in world.refused) == len(world.refused) - late
+    served = [each for each in world.began if each.began_s >= start]
+    assert len(served) >= 0.99 * 10 * (seconds - start), "nobody is refused while a seat is free"
+    assert all(each.began_s - each.started_s <= QUEUE_S + 0.5 for each in served)
+    steady = [each for each in world.refused if each.started_s >= start]
+    assert all(
+        1 <= each.retry_after_s <= 3 * QUEUE_S for each in steady if each.claim.band is not Priority.LOW
+    )
+    got = Counter(each.claim.tenant for each in served)
+    if name == "a polite tenant beside a flood":
+        assert not [
+            each for each in world.refused if each.claim.tenant == "polite" and each.started_s >= start
+        ]
+        waits = sorted(each.began_s - each.started_s for each in served if each.claim.tenant == "polite")
+        assert waits[-1] <= 0.5
+    if name == "two floods":
+        assert got["a"] == pytest.approx(got["b"], rel=0.1)
+    if name == "bands":
+        total = got.total()
+        assert got["a"] == pytest.approx(0.8 * total, rel=0.1), "all that it asks for"
+        assert got["b"] >= 0.09 * total
+        assert got["c"] >= 0.045 * total
