@@ -13,6 +13,8 @@ from shoal_router.access_log import AccessLog
 from shoal_router.settings import RouterSettings
 from tests.collector import Collected, Collector, collecting
 from tests.router.conftest import Run
+from tests.router.resumable_engine import Engine, boundary
+from tests.router.resumed import STEPS, WHOLE, begun, fleet, whole_stream
 from tests.router.scripted import (
     FAST,
     LAST_CHUNK,
@@ -112,6 +114,28 @@ def test_access_log_tells_of_clients_that_left(run: Run) -> None:
             await until(r.idle)
         (left,) = lines.entries
         assert (left["status"], left["retries"]) == (499, 0)
+
+    run(scenario())
+
+
+def test_a_stream_that_goes_on_elsewhere_is_one_request_with_a_resume(run: Run) -> None:
+    async def scenario() -> None:
+        lines, engine = Lines(), Engine(STEPS)
+        engine.deaths = [boundary(STEPS, 3)]
+        with collecting() as collector:
+            sender = SpanSender.to(collector.url, "shoal-router", 1.0)
+            async with rig(*fleet(engine), settings=LOGGED, access_log_stream=lines, sender=sender) as r:
+                client, _ = await begun(r)
+                assert await whole_stream(client) == WHOLE
+                client.close()
+            await asyncio.to_thread(sender.close)
+        (entry,) = lines.entries
+        assert (entry["status"], entry["retries"], entry["resumes"]) == (200, 0, 1)
+        first, second = collector.named("attempt"), collector.named("resume")
+        assert first.parent_id == second.parent_id == collector.named("POST /v1/chat/completions").span_id
+        assert (first.attributes["error.type"], second.error) == ("lost", "")
+        assert entry["replica"] == second.attributes["shoal.replica"] != first.attributes["shoal.replica"]
+        assert entry["trace_id"] == first.trace_id
 
     run(scenario())
 
