@@ -40,6 +40,7 @@ from shoal_router.request import Request
 from shoal_router.routes import ROUTES
 from shoal_router.settings import RouterSettings
 from shoal_router.usage import AnswerTokens, BytesPerToken
+from shoal_router.viewer import Viewer
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,14 @@ class Router:
             now=now,
         )
         self._local = Local(
-            self.endpoints, self._models, self.index, self.metrics, self._listener, self._proxy, discovery
+            self.endpoints,
+            self._models,
+            self.index,
+            self.metrics,
+            self._listener,
+            self._proxy,
+            discovery,
+            Viewer(self.endpoints, self._models, self.index, self.metrics, self._listener, self._proxy),
         )
         self._sender = sender
         self._access_log_stream = access_log_stream
@@ -228,8 +236,8 @@ class Router:
         try:
             route = ROUTES.get(request.path)
             if route is None or route.work is None:
-                answer = self._local.answer(request.path)
-                client.reply(200, answer.body, answer.content_type)
+                answer = self._local.answer(request)
+                client.reply(200, answer.body, answer.content_type, answer.headers)
             else:
                 fields = read_fields(request.body)
                 salt = request.key.cache_salt if request.key is not None else ""

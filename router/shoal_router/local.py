@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from shoal_router import replies
+from shoal_router import debug_page, decisions, replies
 from shoal_router.discovery import Discovery
-from shoal_router.endpoints import Endpoint, EndpointSet
+from shoal_router.endpoints import EndpointSet
 from shoal_router.errors import NoReplicaReady, RouterDraining
 from shoal_router.failure_metrics import failure_lines
 from shoal_router.key_metrics import key_lines
@@ -20,14 +20,17 @@ from shoal_router.metrics import Metrics, gauge
 from shoal_router.models import ModelTable
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.proxy import Proxy
+from shoal_router.request import Request
 from shoal_router.routes import MODEL_PREFIX
 from shoal_router.standing import State
+from shoal_router.viewer import Viewer
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     body: bytes
     content_type: bytes = replies.JSON
+    headers: tuple[replies.Header, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,11 @@ class Local:
     listener: Listener
     proxy: Proxy
     discovery: Discovery
+    viewer: Viewer
 
-    def answer(self, path: str) -> Answer:
-        """The answer to GET `path`. Raises RouterError."""
+    def answer(self, request: Request) -> Answer:
+        """The answer to a GET of one of the router's own paths. Raises RouterError."""
+        path = request.path
         if path.startswith(MODEL_PREFIX):
             return Answer(self.models.entry(unquote(path.removeprefix(MODEL_PREFIX))))
         answers: dict[str, Callable[[], Answer]] = {
@@ -52,7 +57,7 @@ class Local:
             "/metrics": self._metrics,
             "/version": self._version,
             "/v1/models": self._models,
-            "/debug": self._debug,
+            "/debug": lambda: self._debug(request),
         }
         return answers[path]()
 
@@ -94,38 +99,16 @@ class Local:
     def _models(self) -> Answer:
         return Answer(self.models.listing())
 
-    def _debug(self) -> Answer:
-        return Answer(
-            msgspec.json.encode(
-                {
-                    "models": list(self.models.known()),
-                    "active_requests": len(self.proxy.active),
-                    "client_connections": len(self.listener.connections),
-                    "index_blocks": len(self.index),
-                    "draining": self.listener.draining,
-                    "replicas": [self._describe(endpoint) for endpoint in self.endpoints],
-                }
-            )
-        )
+    def _debug(self, request: Request) -> Answer:
+        if wants_json(request):
+            return Answer(msgspec.json.encode(self.viewer.view(decisions.KEPT)))
+        page = debug_page.page(self.viewer.view(debug_page.SHOWN_CHOICES))
+        return Answer(page, debug_page.CONTENT_TYPE, debug_page.HEADERS)
 
-    def _describe(self, endpoint: Endpoint) -> dict[str, object]:
-        report, tally = endpoint.report, endpoint.tally
-        return {
-            "name": endpoint.name,
-            "address": endpoint.address.authority,
-            "state": endpoint.state.value,
-            "cordoned": endpoint.cordoned,
-            "models": [name for name, _ in report.models],
-            "linked": endpoint.linked,
-            "in_flight": endpoint.in_flight,
-            "in_flight_from_others": endpoint.elsewhere,
-            "queued_tokens": round(endpoint.queued_tokens),
-            "index_blocks": self.index.size(endpoint.slot),
-            "kv_tokens": report.kv_tokens,
-            "requests": tally.requests,
-            "faults": tally.faults,
-            "ejections": tally.ejections,
-            "prompt_tokens": tally.prompt_tokens,
-            "predicted_cached_tokens": tally.predicted_tokens,
-            "cached_tokens": tally.cached_tokens,
-        }
+
+def wants_json(request: Request) -> bool:
+    """Whether /debug is asked for by a program: it says `?format=json`, or accepts JSON and no HTML."""
+    if b"format=json" in request.target.partition(b"?")[2].split(b"&"):
+        return True
+    accept = b",".join(value for name, value in request.headers if name.lower() == b"accept").lower()
+    return b"application/json" in accept and b"text/html" not in accept

@@ -37,7 +37,7 @@ def test_own_paths_answer_without_a_replica(run: Run) -> None:
             assert [model["id"] for model in listing["data"]] == ["b", "a", "c"]
             assert (await client.ask(get("/v1/models/c"))).json["id"] == "c"
             assert (await client.ask(get("/v1/models/d"))).code == "model_not_found"
-            debug = (await client.ask(get("/debug"))).json
+            debug = (await client.ask(get("/debug?format=json"))).json
             assert [replica["name"] for replica in debug["replicas"]] == [
                 replica.url for replica in r.replicas
             ]
