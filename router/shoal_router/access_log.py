@@ -48,8 +48,7 @@ class AccessLog:
         try:
             while (item := self._queue.get()) is not None:
                 self._stream.write(line(*item))
-                if self._queue.empty():
-                    self._stream.flush()
+                self._stream.flush()  # one write per line, so that those of several processes do not mix
         except (OSError, ValueError) as error:  # its reader is gone, or the stream is closed
             log.warning("the access log ends: %s", error)
 
