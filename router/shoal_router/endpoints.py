@@ -155,7 +155,8 @@ class Endpoint:
 class EndpointSet:
     """All replicas by key.
 
-    `on_change` callbacks run after a standing, a report or the membership has changed.
+    `on_change` callbacks run after a standing, a report or the membership has changed, `on_load` ones after a replica
+    has told its load.
     """
 
     def __init__(self, make_pool: Callable[[Address], Pool]) -> None:
@@ -168,6 +169,7 @@ class EndpointSet:
         self.on_add: list[Callable[[Endpoint], None]] = []
         self.on_remove: list[Callable[[Endpoint], None]] = []
         self.on_change: list[Callable[[], None]] = []
+        self.on_load: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._by_key.values())
@@ -198,6 +200,10 @@ class EndpointSet:
 
     def changed(self) -> None:
         for callback in self.on_change:
+            callback()
+
+    def loaded(self) -> None:
+        for callback in self.on_load:
             callback()
 
     def set_standing(self, endpoint: Endpoint, standing: Standing) -> bool:

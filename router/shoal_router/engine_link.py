@@ -69,7 +69,7 @@ class EngineLinks:
         self.observe = observe
         self.learn = learn
         self.open_stream = open_stream
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._links: dict[Endpoint, _Link] = {}
         endpoints.on_change.append(self._look)
         endpoints.on_remove.append(self._end)
@@ -82,7 +82,7 @@ class EngineLinks:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _look(self) -> None:
-        for endpoint in self._endpoints:
+        for endpoint in self.endpoints:
             port = endpoint.report.grpc_port
             link = self._links.get(endpoint)
             if link is not None and link.port != port:
@@ -182,6 +182,7 @@ class _Link:
         endpoint.tally.updates += 1
         report = report_of(load, endpoint.report)
         endpoint.take(report, endpoint.in_flight, load.queued_prefill_tokens)
+        links.endpoints.loaded()
         endpoint.reported_s = links.now()
         if update.HasField("step_cost"):
             links.learn(endpoint, update.step_cost)

@@ -167,6 +167,7 @@ class Health:
         endpoint.reported_s = self._now()
         # Own requests come and go while it answers; only what exceeds both counts is surely somebody else's.
         endpoint.take(report, max(own, endpoint.in_flight))
+        self._endpoints.loaded()
         if before.started_at_s and report.started_at_s != before.started_at_s:
             log.info("replica %s has restarted; its cache is empty", endpoint.name)
             self._on_restart(endpoint)

@@ -169,6 +169,19 @@ def test_engine_that_says_429_is_no_fault_and_its_request_goes_elsewhere_or_wait
     run(scenario())
 
 
+def test_seat_that_another_routers_request_leaves_is_taken_when_the_replica_tells_of_it(run: Run) -> None:
+    async def scenario() -> None:
+        taken = Replica(metrics=TAKES_TWO + b"vllm:num_requests_running 2\n")
+        async with rig(taken, settings=replace(FAST, sweep_s=60.0)) as r:
+            await until(lambda: all(e.elsewhere == 2 for e in r.router.endpoints))
+            waiting = asyncio.ensure_future(r.ask(post()))
+            await until(lambda: held(r) == 1)
+            taken.metrics = TAKES_TWO
+            assert (await waiting).status == 200
+
+    run(scenario())
+
+
 def test_counting_tokens_needs_no_seat(run: Run) -> None:
     async def scenario() -> None:
         slow = Slow()
