@@ -139,6 +139,7 @@ class Router:
         self.endpoints.on_change.append(self._models.changed)
         self.endpoints.on_change.append(self._proxy.interrupted.changed)
         self.endpoints.on_change.append(self._admission.changed)
+        self.endpoints.on_load.append(self._admission.changed)
 
     @property
     def port(self) -> int:
