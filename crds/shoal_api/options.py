@@ -211,13 +211,17 @@ class ServeOptions(ModelOptions, TracingOptions):
 
 
 class RouterOptions(RoutingOptions, TracingOptions):
-    """`shoal router`: one process. Its routing options hold for models that bring none of their own."""
+    """`shoal router`. Its routing options hold for models that bring none of their own."""
 
     endpoint: Endpoints = Field(
         default=(), description="Base URL of a replica; repeatable; none finds replicas through Kubernetes."
     )
     host: Name = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: Port = Field(default=8080, description="HTTP port; 0 takes a free one.")
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="Worker processes behind the port, for --endpoint only; in a cluster run more router pods.",
+    )
     namespace: Namespaces = Field(
         default=(),
         description="Namespace whose LLMDeployments are routed; repeatable; '*' is every one; none takes the pod's own.",

@@ -10,7 +10,10 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from shoal_api.exit_codes import ExitCode
 from shoal_api.flags import parse_flags
@@ -23,6 +26,8 @@ from shoal_router.key_file import KeyFileError
 from shoal_router.kubernetes_discovery import KubernetesDiscovery
 from shoal_router.settings import RouterSettings
 from shoal_router.state_server import StateServer
+from shoal_router.worker_metrics import WorkerMetrics
+from shoal_router.workers import Workers, hold_port
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +46,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s router %(levelname)s %(message)s")
+
+    def run(settings: RouterSettings, workers: WorkerMetrics | None = None) -> int:
+        try:
+            sender = SpanSender.of(options, os.environ, "shoal-router")
+        except TracingUnavailable as error:
+            parser.error(str(error))
+        try:
+            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+                return runner.run(serve(settings, make_discovery(settings, api), sender, workers))
+        finally:
+            if sender is not None:
+                sender.close()
+
+    if settings.processes == 1:
+        return run(settings)
+    if api is not None:
+        # The operator reads one state per router pod; several processes would each tell a part of it.
+        parser.error("--processes is for --endpoint only; in a cluster run more router pods instead")
+    return run_workers(settings, run)
+
+
+def run_workers(settings: RouterSettings, run: Callable[[RouterSettings, WorkerMetrics], int]) -> int:
+    """Run `settings.processes` routers behind one port until a signal; returns the exit code."""
     try:
-        sender = SpanSender.of(options, os.environ, "shoal-router")
-    except TracingUnavailable as error:
-        parser.error(str(error))
-    try:
-        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            return runner.run(serve(settings, make_discovery(settings, api), sender))
-    finally:
-        if sender is not None:
-            sender.close()
+        held = hold_port(settings.host, settings.port)
+    except OSError as error:
+        return _no_address(settings, error)
+    settings = replace(settings, port=held.getsockname()[1])
+    with held, tempfile.TemporaryDirectory(prefix="shoal-router-") as directory:
+        return Workers(
+            settings.processes, lambda number: run(settings, WorkerMetrics(Path(directory), number))
+        ).run()
 
 
 def make_discovery(settings: RouterSettings, api: ApiServer | None) -> Discovery:
@@ -70,7 +97,17 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(settings: RouterSettings, discovery: Discovery, sender: SpanSender | None = None) -> int:
+def _no_address(settings: RouterSettings, error: OSError) -> int:
+    log.error("cannot listen on %s:%d: %s; choose another --port", settings.host, settings.port, error)
+    return ExitCode.ADDRESS
+
+
+async def serve(
+    settings: RouterSettings,
+    discovery: Discovery,
+    sender: SpanSender | None = None,
+    workers: WorkerMetrics | None = None,
+) -> int:
     """Serve until a signal; a second one ends the drain."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -80,7 +117,7 @@ async def serve(settings: RouterSettings, discovery: Discovery, sender: SpanSend
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    router = Router(settings, discovery, rng=random.Random(), sender=sender)
+    router = Router(settings, discovery, rng=random.Random(), sender=sender, workers=workers)
     loop.add_signal_handler(signal.SIGUSR1, lambda: router.set_access_log(not router.access_log))
     try:
         await router.start()
@@ -88,8 +125,7 @@ async def serve(settings: RouterSettings, discovery: Discovery, sender: SpanSend
         log.error("no requests are taken without keys: %s", error)
         return ExitCode.USAGE
     except OSError as error:
-        log.error("cannot listen on %s:%d: %s; choose another --port", settings.host, settings.port, error)
-        return ExitCode.ADDRESS
+        return _no_address(settings, error)
     teller = StateServer(router, os.environ.get("POD_NAME") or socket.gethostname(), loop.time)
     if discovery.synced is not None:  # without an operator there is nobody to tell
         try:

@@ -41,6 +41,7 @@ from shoal_router.routes import ROUTES
 from shoal_router.settings import RouterSettings
 from shoal_router.usage import AnswerTokens, BytesPerToken
 from shoal_router.viewer import Viewer
+from shoal_router.worker_metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Router:
         open_stream: Open = watch,
         sender: SpanSender | None = None,
         access_log_stream: BinaryIO | None = None,
+        workers: WorkerMetrics | None = None,
     ) -> None:
         """`sender` takes traces when there are to be any; the access log goes to stdout unless it is said where."""
         self._settings = settings
@@ -129,6 +131,7 @@ class Router:
             self._proxy,
             discovery,
             Viewer(self.endpoints, self._models, self.index, self.metrics, self._listener, self._proxy),
+            workers,
         )
         self._sender = sender
         self._access_log_stream = access_log_stream
@@ -157,7 +160,11 @@ class Router:
         settings = self._settings
         self.gate.start()
         self._server = await self._loop.create_server(
-            self._listener.make_connection, settings.host, settings.port, backlog=BACKLOG
+            self._listener.make_connection,
+            settings.host,
+            settings.port,
+            backlog=BACKLOG,
+            reuse_port=settings.processes > 1 or None,
         )
         self._sweeper = self._loop.create_task(self._sweep())
         await self.discovery.start(self._reconcile)
@@ -205,7 +212,9 @@ class Router:
             self._access_log = AccessLog(self._access_log_stream or sys.stdout.buffer)
         journal = None
         if self._access_log is not None or self._sender is not None:
-            journal = Journal(self._access_log, self._sender, perf_counter)  # uvloop counts whole milliseconds
+            journal = Journal(
+                self._access_log, self._sender, perf_counter
+            )  # uvloop counts whole milliseconds
         self._proxy.journal = self._listener.journal = journal
 
     async def _drained(self, timeout_s: float) -> bool:
@@ -225,6 +234,7 @@ class Router:
     def _sweep_once(self) -> None:
         self._listener.sweep()
         self._proxy.sweep()
+        self._local.tell_workers()
         for endpoint in self.endpoints:
             endpoint.pool.sweep(self._loop.time())
             self.index.resize(endpoint.slot, self._blocks(endpoint))

@@ -24,6 +24,7 @@ from shoal_router.request import Request
 from shoal_router.routes import MODEL_PREFIX
 from shoal_router.standing import State
 from shoal_router.viewer import Viewer
+from shoal_router.worker_metrics import WorkerMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ class Local:
     proxy: Proxy
     discovery: Discovery
     viewer: Viewer
+    workers: WorkerMetrics | None = None  # of the processes that share the port
+
+    def tell_workers(self) -> None:
+        """Let the other workers know what this one counts."""
+        if self.workers is not None:
+            self.workers.put(self._metrics_text())
 
     def answer(self, request: Request) -> Answer:
         """The answer to a GET of one of the router's own paths. Raises RouterError."""
@@ -78,8 +85,12 @@ class Local:
         return Answer(b'{"status":"ready","replicas":%d}' % ready)
 
     def _metrics(self) -> Answer:
+        text = self._metrics_text()
+        return Answer(text if self.workers is None else self.workers.merged(text), replies.PROMETHEUS)
+
+    def _metrics_text(self) -> bytes:
         held_bytes = {"": self.proxy.admission.held_bytes}
-        text = self.metrics.render(
+        return self.metrics.render(
             endpoints=self.endpoints,
             index=self.index,
             connections=len(self.listener.connections),
@@ -91,7 +102,6 @@ class Local:
             ],
             held={model: len(queue) for model, queue in self.proxy.admission.queues.items()},
         )
-        return Answer(text, replies.PROMETHEUS)
 
     def _version(self) -> Answer:
         return Answer(msgspec.json.encode({"version": version("shoal")}))

@@ -25,6 +25,7 @@ class RouterSettings:
     addresses: tuple[Address, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
+    processes: int = 1  # that share the port
     grpc_port: int = 9000  # where the operator reads the router's state, in a cluster
     namespaces: tuple[str, ...] = ()  # searched for replicas when `addresses` is empty
     selector: str = ""
@@ -49,6 +50,7 @@ class RouterSettings:
             addresses=tuple(Address.from_url(url) for url in options.endpoint),
             host=options.host,
             port=options.port,
+            processes=options.processes,
             grpc_port=options.grpc_port,
             namespaces=options.namespace,
             selector=options.selector,
