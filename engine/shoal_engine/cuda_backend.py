@@ -13,6 +13,7 @@ from shoal_engine import gpu_memory
 from shoal_engine.backend import StepDefaults
 from shoal_engine.cuda_runner import CudaRunner
 from shoal_engine.cuda_sampler import CudaSampler
+from shoal_engine.gpu_wakeup import wait_for_gpu
 from shoal_engine.kernel_cache import KernelBuild, prepare_keys
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.gpu import kind_of
@@ -45,6 +46,7 @@ class CudaBackend:
         self._kernels = InvariantKernels() if options.deterministic else CudaKernels()
         self._build: KernelBuild | None = None
         if device.type == "cuda":
+            wait_for_gpu()
             self._build = KernelBuild.begin(options, kind_of(device))
             prepare_keys()
         self._results: SamplingSpace | None = None

@@ -8,11 +8,21 @@ from __future__ import annotations
 import ctypes
 import threading
 
+_waking: list[threading.Thread] = []
+
 
 def wake_gpu(device: str) -> None:
     """In a thread, for the first visible GPU, whose context torch then shares. `device` is the option."""
     if device != "cpu":
-        threading.Thread(target=_create_context, name="wake-gpu", daemon=True).start()
+        thread = threading.Thread(target=_create_context, name="wake-gpu", daemon=True)
+        thread.start()
+        _waking.append(thread)
+
+
+def wait_for_gpu() -> None:
+    """Until that is over: a fork in the middle of it would inherit the loader's lock and nobody to open it."""
+    while _waking:
+        _waking.pop().join()
 
 
 def _create_context() -> None:

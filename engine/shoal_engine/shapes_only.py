@@ -61,6 +61,24 @@ def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
 
 
+def _largest(x: Tensor, dim: int) -> Any:
+    return _empty([*x.shape[:dim], *x.shape[dim + 1 :]], x) if x.is_meta and dim >= 0 else NotImplemented
+
+
+def _quotient(x: Tensor, by: Any) -> Any:
+    """Of x by a number, or by a tensor of as many or fewer dimensions."""
+    shape = by.shape if isinstance(by, Tensor) else ()
+    if not x.is_meta or len(shape) > x.dim():
+        return NotImplemented
+    padded = (1,) * (x.dim() - len(shape)) + tuple(shape)
+    return _empty([max(sizes) for sizes in zip(x.shape, padded, strict=True)], x)
+
+
+def _scaled_product(x: Tensor, weight: Tensor, *_: Any, out_dtype: torch.dtype, **given: Any) -> Any:
+    shape = (x.shape[0], weight.shape[1])
+    return torch.empty(shape, dtype=out_dtype, device=x.device) if x.is_meta else NotImplemented
+
+
 def _clamped(x: Tensor, *_: Any, **given: Any) -> Any:
     return _empty(x.shape, x) if x.is_meta else NotImplemented
 
@@ -76,6 +94,11 @@ _SHORTCUTS: dict[Any, Callable[..., Any]] = {
     Tensor.__getitem__: _rows,
     torch.empty_like: _like,
     Tensor.clamp: _clamped,
+    Tensor.abs: _like,
+    Tensor.amax: _largest,
+    Tensor.clamp_: _same,
+    Tensor.div: _quotient,
+    torch._scaled_mm: _scaled_product,
     Tensor.zero_: _same,
     Tensor.fill_: _same,
     Tensor.__setitem__: lambda x, *_: None if x.is_meta else NotImplemented,
