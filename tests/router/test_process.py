@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -135,6 +136,37 @@ def test_second_signal_ends_the_drain(environment: dict[str, str]) -> None:
         finally:
             process.kill()
             process.communicate()
+            await replica.kill()
+
+    asyncio.run(scenario())
+
+
+def test_sigusr1_turns_the_access_log_on_and_off(environment: dict[str, str]) -> None:
+    async def scenario() -> None:
+        replica, port = Replica(), free_port()
+        await replica.start()
+        flags = ("--endpoint", replica.url, "--port", str(port), "--health-interval-s", "0.05")
+        process = subprocess.Popen(
+            command(*flags), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert process.stdout is not None
+        try:
+            await wait_until_ready(port, process)
+            client = await Client.connect(port)
+            process.send_signal(signal.SIGUSR1)
+            line = asyncio.ensure_future(asyncio.to_thread(process.stdout.readline))
+            while not line.done():  # the signal has no answer: ask until a request is seen
+                await client.ask(get("/version", "X-Request-Id: on\r\n"))
+                await asyncio.sleep(0.02)
+            assert json.loads(line.result())["request_id"] == "on"
+            process.send_signal(signal.SIGUSR1)
+            client.close()
+            process.terminate()
+            rest, _ = await asyncio.to_thread(process.communicate, timeout=20)
+            assert all(json.loads(each)["request_id"] == "on" for each in rest.splitlines())
+            assert process.returncode == 0
+        finally:
+            process.kill()
             await replica.kill()
 
     asyncio.run(scenario())
