@@ -50,6 +50,7 @@ class ClientConnection(asyncio.Protocol):
             refuse=self._deliver,
             send_continue=self._send_continue,
         )
+        self._peer = ""  # the client's address
         self._waiting: deque[Request | RouterError] = deque()
         self._request: Request | None = None  # the one being answered
         self._answering: Answering | None = None
@@ -118,14 +119,15 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         listener = self._listener
         self._deadline = listener.now() + listener.keep_alive_s
-        listener.connections.add(self)
-        if len(listener.connections) > listener.settings.max_connections:
+        name = transport.get_extra_info("peername")
+        self._peer = str(name[0]) if name else ""
+        if not listener.add(self, self._peer):
             self.cut()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._waiting.clear()
-        self._listener.connections.discard(self)
+        self._listener.remove(self, self._peer)
         self._listener.receiving_bytes -= self._receiving
         self._receiving = 0
         answering, self._answering = self._answering, None

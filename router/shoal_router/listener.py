@@ -5,6 +5,7 @@ What one connection does is connection.py's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ class ConnectionSettings:
     stalled_client_s: float = 30.0  # with a full send buffer
     linger_s: float = 2.0  # for a refused client to stop sending, so that it sees the refusal
     max_connections: int = 16_384
+    max_peer_connections: int = 4096  # from one address, which may be a whole ingress
     max_receiving_bytes: int = 256 * 2**20  # of all bodies that are not complete yet
 
 
@@ -48,6 +50,7 @@ class Listener:
         self.now = now
         self.receiving_bytes = 0
         self.connections: set[ClientConnection] = set()
+        self._of_peer: Counter[str] = Counter()  # connections of each address
         self.keep_alive_s = settings.keep_alive_s
         self.journal: Journal | None = None  # set while somebody wants to know what becomes of requests
         self.draining = False
@@ -55,6 +58,23 @@ class Listener:
     def make_connection(self) -> ClientConnection:
         """The protocol factory of the server."""
         return ClientConnection(self)
+
+    def add(self, connection: ClientConnection, peer: str) -> bool:
+        """Count a new connection; returns whether there is room for it, here and for its address."""
+        self.connections.add(connection)
+        self._of_peer[peer] += 1
+        settings = self.settings
+        return (
+            len(self.connections) <= settings.max_connections
+            and self._of_peer[peer] <= settings.max_peer_connections
+        )
+
+    def remove(self, connection: ClientConnection, peer: str) -> None:
+        """A connection is lost."""
+        self.connections.discard(connection)
+        self._of_peer[peer] -= 1
+        if not self._of_peer[peer]:
+            del self._of_peer[peer]
 
     def sweep(self) -> None:
         """Enforce the deadlines; call it about once a second."""

@@ -12,6 +12,7 @@ import msgspec
 from shoal_api.request_prefix import BLOCK_BYTES, hash_request, request_chain_start
 from shoal_router.canonical import canonical
 from shoal_router.errors import BadRequest
+from shoal_router.nesting import MOST_LEVELS, too_deep
 
 # A longer prompt is told apart by its first 64k tokens or so; hashing all of it would hold up other requests'
 # streams.
@@ -58,14 +59,19 @@ _decode = msgspec.json.Decoder(Fields).decode
 
 
 def read_fields(body: bytes) -> Fields:
-    """Decode a body. Raises BadRequest when it is not a JSON object or its model is not a string."""
+    """Decode a body. Raises BadRequest when it is not a JSON object, nests too deep or its model is not a string."""
     try:
-        return _decode(body)
+        fields = _decode(body)
     except msgspec.ValidationError as error:
         param = "model" if "$.model" in str(error) else None
         raise BadRequest(f"the body does not fit: {error}", param=param, code="invalid_value") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if too_deep(body):
+        raise BadRequest(
+            f"the body's JSON may nest {MOST_LEVELS} levels deep; make it flatter", code="json_too_deep"
+        )
+    return fields
 
 
 def read_prompt(fields: Fields, model: str, work: Work, tenant_salt: str = "") -> Prompt:

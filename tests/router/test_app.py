@@ -184,3 +184,26 @@ def test_drain_ends_at_its_timeout(run: Run) -> None:
             await until(lambda: r.replicas[0].disconnects == 1)
 
     run(scenario())
+
+
+def test_one_address_has_only_so_many_connections_and_others_keep_theirs(run: Run) -> None:
+    async def scenario() -> None:
+        settings = replace(FAST, connection=replace(FAST.connection, max_peer_connections=2))
+        async with rig(Replica(), settings=settings) as r:
+            first, second, third = [await r.connect() for _ in range(3)]
+            assert (await first.ask(post())).status == 200
+            assert await third.rest() == b"", "one too many"
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", r.router.port, local_addr=("127.0.0.2", 0)
+            )
+            writer.write(post())
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writer.close()
+            second.close()
+            await until(lambda: len(r.router._listener.connections) == 1)
+            fourth = await r.connect()
+            assert (await fourth.ask(post())).status == 200
+            first.close()
+            fourth.close()
+
+    run(scenario())

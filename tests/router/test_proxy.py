@@ -535,10 +535,10 @@ async def begun(client: Client) -> None:
     await client.head()
 
 
-@pytest.mark.parametrize("point", [not_begun, begun])
+@pytest.mark.parametrize(("point", "stream"), [(not_begun, True), (not_begun, False), (begun, True)])
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_client_that_leaves_aborts_the_replicas_work_within_100_ms(
-    run: Run, how: str, point: Callable[[Client], Awaitable[None]]
+    run: Run, how: str, point: Callable[[Client], Awaitable[None]], stream: bool
 ) -> None:
     async def script(request: Received, writer: asyncio.StreamWriter) -> None:
         if point is begun:
@@ -550,7 +550,7 @@ def test_client_that_leaves_aborts_the_replicas_work_within_100_ms(
             replica, took = r.replicas[0], []
             for turn in range(1, 4):
                 client = await r.connect()
-                client.writer.write(post(body=chat("hi", stream=True)))
+                client.writer.write(post(body=chat("hi", stream=stream)))
                 await until(lambda turn=turn: len(replica.requests) == turn)
                 await point(client)
                 left = asyncio.get_running_loop().time()
