@@ -77,7 +77,7 @@ def chat(prompt: str, *, stream: bool = False, max_tokens: int = 1, key: str = K
         "max_tokens": max_tokens,
         "stream": stream,
     }
-    body = json.dumps(fields).encode()
+    body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()  # as the OpenAI client does
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: shoal\r\nAccept: application/json\r\n"
         f"Content-Type: application/json\r\nUser-Agent: bench/1\r\nAuthorization: Bearer {key}\r\n"
