@@ -50,7 +50,7 @@ KINDS: list[dict[str, Any]] = [
 MIXES: dict[str, dict[str, Any]] = {
     "one large batch": {"max_num_seqs": 64},
     "small chunks": {"max_num_seqs": 20, "max_num_batched_tokens": 37},
-    "preempted": {"max_num_seqs": 16, "cache_tokens": 400},
+    "preempted": {"max_num_seqs": 16, "cache_tokens": 320},
 }
 
 
@@ -114,9 +114,9 @@ def drive(engine: Engine, prompts: dict[str, list[int]], rng: random.Random | No
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_tokens_do_not_depend_on_company_chunks_cache_or_preemption(folder: Path, dtype: str) -> None:
-    prompts = make_prompts(24)
+    prompts = make_prompts(18)
     alone, _ = drive(load(folder, dtype, max_num_seqs=1, enable_prefix_caching=False), prompts, None)
-    assert len({tuple(tokens) for tokens in alone.values()}) > 18, "texts this alike would prove nothing"
+    assert len({tuple(tokens) for tokens in alone.values()}) > 13, "texts this alike would prove nothing"
     for seed, (name, options) in enumerate(MIXES.items()):
         engine = load(folder, dtype, **options)
         got, cached = drive(engine, prompts, random.Random(seed))

@@ -32,11 +32,12 @@ SMALL = ModelConfig(
     max_position_embeddings=512,
 )
 ODD = replace(SMALL, hidden_size=72, num_heads=3, num_kv_heads=1, head_dim=24, intermediate_size=100)
+# Two layers show how one hands on to the next; what a layer may have beside shows in one.
 CONFIGS = {
     "llama": SMALL,
-    "qwen3": replace(SMALL, qk_norm=True, tie_embeddings=True, head_dim=32),
-    "qwen2": replace(SMALL, qkv_bias=True),
-    "odd": replace(ODD, qk_norm=True, qkv_bias=True),
+    "qwen3": replace(SMALL, qk_norm=True, tie_embeddings=True, head_dim=32, num_layers=1),
+    "qwen2": replace(SMALL, qkv_bias=True, num_layers=1),
+    "odd": replace(ODD, qk_norm=True, qkv_bias=True, num_layers=1),
     "sliding": replace(SMALL, sliding_window=20, sliding_layers=(1,)),
 }
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # the interpreter truncates to bfloat16
@@ -112,7 +113,7 @@ def check(
     assert relative_error(cache.nan_to_num(0.0), twin_cache.nan_to_num(0.0)) <= tolerance
 
 
-@pytest.mark.parametrize("contexts", [[40], [33, 17, 1], [50, 0]], ids=str)
+@pytest.mark.parametrize("contexts", [[34], [33, 1, 0]], ids=str)
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_step_equals_the_models(name: str, contexts: list[int]) -> None:
     model = build(CONFIGS[name])

@@ -96,9 +96,9 @@ def test_an_input_that_keeps_its_bits(stored: Fp8Weight, rows: int) -> None:
     assert error(fp8_product(stored, bias)(x), exact(x, stored, bias)) <= EXACT_INPUT
 
 
-@pytest.mark.parametrize(("n", "k"), [(256, 256), (200, 136)])
-@pytest.mark.parametrize("rows", [1, 9])
-@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize(
+    ("n", "k", "rows", "split"), [(256, 256, 9, 1), (200, 136, 1, 1), (200, 136, 9, 3)], ids=str
+)
 def test_few_rows_with_a_scale_for_each_block(n: int, k: int, rows: int, split: int) -> None:
     stored, x = blocks(n, k), torch.randn(rows, k).bfloat16()
     for tile in ((64, 64), (32, 128)):

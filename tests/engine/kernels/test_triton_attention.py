@@ -66,14 +66,16 @@ def check(
         assert torch.all(got[rows:] == 0), "a padding row must be written, with zeros"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+EACH_LAYOUT = [*zip(LAYOUTS, [torch.float32] * 4, strict=True), (SMALL, torch.float16)]
+
+
+@pytest.mark.parametrize(("layout", "dtype"), EACH_LAYOUT, ids=str)
 def test_decodes_of_all_layouts(layout: HeadLayout, dtype: torch.dtype) -> None:
     check([1, 1, 1], [1, 70, 33], layout, dtype)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5, 17])
-@pytest.mark.parametrize("contexts", [[1], [16], [17, 15], [300, 1, 2, 3], [5, 5, 200], [16] * 9], ids=str)
+@pytest.mark.parametrize("workers", [1, 2, 17])
+@pytest.mark.parametrize("contexts", [[16], [17, 15], [130, 1, 2, 3], [5, 5, 100], [16] * 9], ids=str)
 def test_decodes_are_cut_into_equal_shares(contexts: list[int], workers: int) -> None:
     check([1] * len(contexts), contexts, workers=workers)
 
@@ -93,14 +95,12 @@ def test_a_sliding_window(window: int) -> None:
     check([1, 1, 20, 45], [50, 7, 61, 45], scale=AttentionScale(0.25, window))
 
 
-@pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize(("window", "workers"), [(None, 5), (7, 1)])
 def test_a_softcap(window: int | None, workers: int) -> None:
     check([1, 1, 20, 45], [50, 7, 61, 45], scale=AttentionScale(2.0, window, softcap=3.0), workers=workers)
 
 
-@pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize(("window", "workers"), [(None, 5), (7, 1), (7, 5)])
 def test_sinks_take_their_share_once(window: int | None, workers: int) -> None:
     sinks = torch.tensor([-2.0, 0.0, 1.5, 30.0])
     check(
@@ -112,13 +112,12 @@ def test_sinks_take_their_share_once(window: int | None, workers: int) -> None:
     check([1, 1], [90, 0], scale=AttentionScale(0.25, window, None, sinks.half()), workers=workers)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS[:2], ids=str)
 def test_a_float8_cache(layout: HeadLayout) -> None:
     check([1, 1, 30], [70, 3, 45], layout, torch.float16, cache_dtype=torch.float8_e4m3fn)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("layout", "dtype"), EACH_LAYOUT, ids=str)
 def test_prefills_of_all_layouts(layout: HeadLayout, dtype: torch.dtype) -> None:
     check([33, 5, 16], [33, 40, 16], layout, dtype)
 

@@ -64,7 +64,7 @@ def twin_of_runs(batch: AttentionBatch, window_requests: int) -> tuple[list[int]
 
 
 @pytest.mark.parametrize("layout", [SMALL, PAIRS, HeadLayout(3, 1, 16)], ids=str)
-@pytest.mark.parametrize("block_tokens", [4, 16, 32])
+@pytest.mark.parametrize("block_tokens", [4, 32])
 def test_runs_are_those_of_the_twin(layout: HeadLayout, block_tokens: int) -> None:
     window = ROWS // (layout.num_heads // layout.num_kv_heads)
     generator = torch.Generator().manual_seed(block_tokens)

@@ -217,10 +217,10 @@ def few_at_a_time(rows: RowParameters) -> list[RowParameters]:
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "top_k": 5}, {"top_p": 0.7}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "top_p": 0.9}], ids=str)
 def test_draws_follow_the_distribution(options: dict[str, float]) -> None:
-    """Chi-square of 100 draws of one distribution, each with a seed of its own."""
-    vocab, draws = 8, 100
+    """Chi-square of 60 draws of one distribution, each with a seed of its own."""
+    vocab, draws = 8, 60
     logits = torch.linspace(0.0, 2.0, vocab)[torch.randperm(vocab)]
     rows = parameters(draws, vocab, **options)  # type: ignore[arg-type]
     space = SamplingSpace(draws, vocab, CPU)
