@@ -83,9 +83,9 @@ class ApiServer:
         tick = asyncio.create_task(self._tick())
         try:
             with self._signal_handlers():
+                await self.client.start()  # it loads while this process imports gRPC
                 if not await self._push_state():
                     return ExitCode.ADDRESS
-                await self.client.start()
                 log.info("listening", extra={"url": url_of(self._listener)})
                 return await self._live(http)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from hypothesis import given
 
 from shoal_api import engine_state_pb2 as pb
 from shoal_api import engine_state_pb2_grpc as rpc
+from shoal_api.exit_codes import ExitCode
 from shoal_engine.messages import TagChanges
 from shoal_engine.server.held_tags import HeldTags
 from tests.engine.server.running import Running, serving, until
@@ -138,13 +140,20 @@ def test_a_server_that_drains_says_so() -> None:
             assert watcher.last.load.running == 1
 
 
-def test_a_watcher_that_reads_nothing_for_long_begins_anew(monkeypatch: object) -> None:
+def test_a_watcher_that_reads_nothing_for_long_begins_anew() -> None:
     port = free_port()
     with serving(Script(max_cached=3), grpc_port=port) as server, watching(port) as watcher:
         watcher.read()
         server.api.client.tags._changes.clear()
         server.api.client.tags.end += 5  # changes that came and were forgotten while it read nothing
         until(lambda: next(watcher.updates).snapshot)
+
+
+def test_a_port_that_is_taken_meanwhile_ends_the_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serving(wait=False, grpc_port=port) as server:
+            assert server.exit_code() == ExitCode.ADDRESS
 
 
 def test_without_a_port_nothing_listens(server: Running) -> None:
