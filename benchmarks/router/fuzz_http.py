@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import atheris
@@ -80,8 +81,9 @@ TOKENS = (
 class Tally:
     """What has been seen so far; prints the result when the last execution is over."""
 
-    def __init__(self, executions: int, folder: Path) -> None:
+    def __init__(self, executions: int, seconds: float, folder: Path) -> None:
         self.wanted = executions
+        self.seconds = seconds
         self.folder = folder
         self.executions = self.accepted = 0
         self.findings = {"crashes": 0, "hangs": 0, "disagreements": 0}
@@ -105,7 +107,7 @@ class Tally:
         if took_s > HANG_S:
             self.found("hangs", f"{data!r}: {took_s:.1f} s")
         self.executions += 1
-        if self.executions == self.wanted:
+        if self.executions == self.wanted or time.perf_counter() - self.began_s > self.seconds:
             self.report()
 
     def found(self, kind: str, what: str) -> None:
@@ -142,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--executions", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=inf, help="end after so long, whatever was done")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         words = Path(folder, "words")
         quoted = ["".join(f"\\x{byte:02x}" for byte in token) for token in TOKENS]
         words.write_text("".join(f'"{word}"\n' for word in quoted))
-        tally = Tally(args.executions, Path(folder))
+        tally = Tally(args.executions, args.seconds, Path(folder))
         flags = [
             f"-seed={args.seed}",
             f"-dict={words}",
