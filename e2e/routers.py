@@ -34,7 +34,7 @@ class Router:
         return found
 
     def links_exactly(self, replicas: set[str]) -> bool:
-        """Whether it knows these replicas and no other, and the engine of each pushes its load and cache."""
+        """Whether it knows these replicas (NAMESPACE/POD) and no other, and each one's engine pushes load and cache."""
         return self.metric("replica_link_up", "replica") == dict.fromkeys(replicas, 1.0)
 
 

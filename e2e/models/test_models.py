@@ -53,7 +53,7 @@ def test_every_router_is_linked_to_every_engine(
     both: tuple[Deployment, Deployment], cluster: Cluster
 ) -> None:
     """Engines push load and cache by gRPC: their port is open, and routers know it."""
-    pods = {pod["metadata"]["name"] for deployment in both for pod in deployment.pods()}
+    pods = {f"default/{pod['metadata']['name']}" for deployment in both for pod in deployment.pods()}
     routers = ready_routers(cluster)
     assert len(pods) == len(routers) == 2
     for router in routers:
