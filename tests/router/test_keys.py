@@ -46,6 +46,12 @@ def test_file_says_all_of_a_key_and_defaults_are_a_tenant_of_its_own_without_lim
     assert b == Key("team-b", digest_of(OTHER.encode()), "team-b", cache_salt="team-b")
 
 
+def test_the_example_of_the_documentation_can_be_used() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text()
+    search, batch = read_keys(page.split("```yaml")[1].split("```")[0].encode())
+    assert (search.tenant, search.priority, batch.priority) == ("search", Priority.HIGH, Priority.LOW)
+
+
 def test_json_is_read_as_yaml_is() -> None:
     entry = {"name": "x", "key": SECRET, "expires": "2100-01-01T01:00:00+01:00", "maxInFlight": 1}
     (key,) = read_keys(json.dumps({"keys": [entry]}).encode())
