@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,8 @@ from tests.router.scripted import (
     stream_until,
     until,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_own_paths_answer_without_a_replica(run: Run) -> None:
@@ -205,5 +208,19 @@ def test_one_address_has_only_so_many_connections_and_others_keep_theirs(run: Ru
             assert (await fourth.ask(post())).status == 200
             first.close()
             fourth.close()
+
+    run(scenario())
+
+
+def test_every_metric_is_documented(run: Run) -> None:
+    text = (ROOT / "docs" / "observe.md").read_text()
+    documented = set(re.findall(r"[`,] ?`?([a-z_]+)[`{]", text[text.index("## Metrics") :]))
+
+    async def scenario() -> None:
+        async with rig(Replica()) as r:
+            exposed = (await r.ask(get("/metrics"))).raw_body.decode()
+        names = set(re.findall(r"^# TYPE shoal_router_(\w+)", exposed, re.MULTILINE))
+        keys = {name for name in names if name.startswith("key_")}  # tenants.md has them
+        assert names - keys - documented == set()
 
     run(scenario())
