@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from heard import Heard, ask
-from real_fleet import MODEL, Server, engines, routers
+from real_fleet import MODEL, Server, WarmStart, engines, routers
 
 TOKENS = 200
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -171,7 +171,8 @@ def told(fronts: Sequence[Server]) -> dict[str, float]:
 
 
 async def measure(args: argparse.Namespace, folder: Path) -> int:
-    replicas = engines(folder, args.replicas)
+    warm = None if args.cold else WarmStart()
+    replicas = engines(folder, args.replicas, warm)
     fronts = routers(folder, 2 if args.kill == "router" else 1, replicas)
     servers = [*replicas, *fronts]
     try:
@@ -197,6 +198,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> int:
     finally:
         for server in servers:
             server.kill()
+        if warm is not None:
+            warm.stop()
 
 
 def report(
@@ -228,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=20.0, help="requests per second")
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--least", type=int, default=2, help="replicas that a kill leaves; it waits for them")
+    parser.add_argument("--cold", action="store_true", help="start engines as users do, 8 s of CPU each")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -22,46 +24,81 @@ START_TIMEOUT_S = 180.0
 KV_BYTES = 32 << 20
 
 
+class WarmStart:
+    """Starts engines quickly; see warm_start.py."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "warm_start.py")]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True
+        )
+        self._answer()
+
+    def start(self, argv: Sequence[str], log: Path) -> int:
+        """The id of a new process, which leads a session of its own."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"argv": [*argv], "log": str(log)}) + "\n")
+        self._process.stdin.flush()
+        return int(self._answer())
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
 class Server:
     """One process with children of its own; `kill` takes all of them at once, as a machine that fails does."""
 
-    def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
+    def __init__(
+        self, module: str, argv: Sequence[str], port: int, log: Path, warm: WarmStart | None = None
+    ) -> None:
         self.port = port
         self.up = False  # was ready and has not been killed since
-        self._command = command
+        self._module = module
+        self._argv = argv
         self._log = log
+        self._warm = warm
+        self._pid = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        paths = ":".join(str(ROOT / name) for name in ("crds", "router", "engine"))
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        if self._warm is not None:
+            self._pid = self._warm.start(self._argv, self._log)
+            return
+        command = [sys.executable, "-m", self._module, *self._argv]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *self._command],
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
+            self._process = subprocess.Popen(command, stderr=log, env=environment(), start_new_session=True)
+        self._pid = self._process.pid
 
     def kill(self) -> None:
         self.up = False
+        with contextlib.suppress(ProcessLookupError):
+            if self._pid:
+                os.killpg(self._pid, signal.SIGKILL)
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     async def ready(self) -> None:
         """Wait until it serves."""
-        assert self._process is not None
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not await asyncio.to_thread(answers, self.port):
-            if time.monotonic() > deadline_s or self._process.poll() is not None:
-                raise SystemExit(f"a server did not start; its log is {self._log}")
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"a server did not start; its log:\n{self._log.read_text()[-2000:]}")
             await asyncio.sleep(0.1)
         self.up = True
 
     async def restart(self) -> None:
         self.start()
         await self.ready()
+
+
+def environment() -> dict[str, str]:
+    paths = ":".join(str(ROOT / name) for name in ("crds", "router", "engine"))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
 def answers(port: int) -> bool:
@@ -72,7 +109,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def engines(folder: Path, count: int) -> list[Server]:
+def engines(folder: Path, count: int, warm: WarmStart | None) -> list[Server]:
     """Replicas of one model, float32 and deterministic: the same request gets the same answer in any batch."""
     model = folder / "model"
     model.mkdir()
@@ -88,8 +125,8 @@ def engines(folder: Path, count: int) -> list[Server]:
     for number, (port, grpc) in enumerate(zip(*[iter(free_ports(2 * count))] * 2, strict=True)):
         flags = [*fixed, f"--kv-cache-memory-bytes={KV_BYTES}", f"--served-model-name={MODEL}"]
         where = [f"--port={port}", f"--grpc-port={grpc}"]
-        command = ["shoal_engine", str(model), *flags, *where]
-        servers.append(Server(command, port, folder / f"engine{number}.log"))
+        argv = [str(model), *flags, *where]
+        servers.append(Server("shoal_engine", argv, port, folder / f"engine{number}.log", warm))
     return servers
 
 
@@ -98,6 +135,6 @@ def routers(folder: Path, count: int, replicas: Sequence[Server]) -> list[Server
     patient = ["--overload-queue-s=60", "--overload-max-queued=4096"]
     endpoints = [flag for each in replicas for flag in ("--endpoint", f"http://127.0.0.1:{each.port}")]
     return [
-        Server(["shoal_router", f"--port={port}", *patient, *endpoints], port, folder / f"router{number}.log")
+        Server("shoal_router", [f"--port={port}", *patient, *endpoints], port, folder / f"router{number}.log")
         for number, port in enumerate(free_ports(count))
     ]
