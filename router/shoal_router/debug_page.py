@@ -99,11 +99,11 @@ _REPLICA_COLUMNS = (
     *(
         "replica",
         "state",
-        "cache and load",
+        "engine says",
         "in flight",
-        " queued tokens",
+        " queued",
         "KV cache",
-        " index blocks",
+        " blocks",
         "hits (predicted)",
     ),
     *(" requests", " faults", " ejections"),
@@ -119,6 +119,9 @@ def _replica(replica: Replica) -> str:
     name = f"<code>{text(replica.name)}</code>"
     if replica.name.removeprefix("http://") != replica.address:
         name += f'<br><span class="faint">{text(replica.address)}</span>'
+    report = f"{replica.running} running, {replica.waiting} waiting" + (
+        f", {replica.gaps} gaps" if replica.gaps else ""
+    )
     link = pill("pushed", "note") if replica.linked else pill("polled")
     hits = percent(replica.cached_tokens, replica.prompt_tokens)
     predicted = percent(replica.predicted_cached_tokens, replica.prompt_tokens)
@@ -126,10 +129,10 @@ def _replica(replica: Replica) -> str:
         (
             markup(name),
             markup(state + (" " + pill("cordoned", "warn") if replica.cordoned else "")),
-            markup(link + (f' <span class="faint">{replica.gaps} gaps</span>' if replica.gaps else "")),
+            markup(f'{link} <span class="faint">{text(report)}</span>'),
             markup((bar(total / limit) if limit else "") + text(load)),
             number(replica.queued_tokens),
-            markup(bar(replica.kv_usage) + text(f"{replica.kv_usage:.0%} of {replica.kv_tokens:,}")),
+            markup(bar(replica.kv_usage) + text(f"{replica.kv_usage:.0%} of {replica.kv_tokens / 1000:,.0f}k")),
             number(replica.index_blocks),
             markup(f'{hits} <span class="faint">({predicted})</span>'),
             number(replica.requests),
