@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -40,7 +41,8 @@ class Parent:
         def load(progress: object) -> ScriptedEngine:
             if error is not None:
                 raise error
-            return ScriptedEngine(script or Script())
+            self.engine = ScriptedEngine(script or Script())
+            return self.engine
 
         def run() -> None:
             self.code = serve(FrameSocket[ToEngine](theirs, ToEngine), self.heartbeat, load)
@@ -89,6 +91,29 @@ def test_requests_run_together_and_stop_ends_the_process_with_0() -> None:
     assert parent.heartbeat.read().steps == 4
     parent.send(Stop())
     assert parent.end() == ExitCode.STOPPED
+
+
+def test_an_idle_engine_prepares_until_nothing_is_left_and_then_waits() -> None:
+    parent = Parent(Script(to_prepare=3))
+    parent.next()
+    parent.send(submit("a", [5], max_tokens=2))
+    parent.outputs_until_finished("a")
+    while parent.engine.prepared < 3:
+        time.sleep(0.001)
+    parent.send(Stop())
+    assert parent.end() == ExitCode.STOPPED
+    assert parent.engine.prepared == 3
+
+
+def test_an_engine_that_prepares_without_end_answers_all_the_same() -> None:
+    parent = Parent(Script(to_prepare=10**9))
+    parent.next()
+    for name in ("a", "b"):
+        parent.send(submit(name, [5, 6], max_tokens=3))
+        assert parent.outputs_until_finished(name)[name][-1].finish_reason == "length"
+    parent.send(Stop())
+    assert parent.end() == ExitCode.STOPPED
+    assert parent.engine.prepared > 0
 
 
 def test_a_request_that_cannot_be_added_ends_alone() -> None:

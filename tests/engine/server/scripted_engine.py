@@ -38,6 +38,7 @@ class Script(msgspec.Struct):
     max_running: int = 1_000
     max_requests: int = 0
     max_cached: int = 1_000
+    to_prepare: int = 0  # calls of prepare() that find something to do
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class ScriptedEngine:
     waiting: deque[Submit] = field(default_factory=deque)
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    prepared: int = 0
     tags: CacheTags = field(default_factory=CacheTags)  # of whole prompts, the last `max_cached` of them
     cached: deque[bytes] = field(default_factory=deque)
 
@@ -89,7 +91,11 @@ class ScriptedEngine:
         self.waiting = deque(each for each in self.waiting if each.id not in ids)
 
     def prepare(self) -> bool:
-        return False
+        if self.has_work or self.prepared >= self.script.to_prepare:
+            return False
+        self.prepared += 1
+        time.sleep(0.001)
+        return True
 
     def step(self) -> list[Output]:
         time.sleep(self.script.step_s)
