@@ -132,7 +132,9 @@ def _replica(replica: Replica) -> str:
             markup(f'{link} <span class="faint">{text(report)}</span>'),
             markup((bar(total / limit) if limit else "") + text(load)),
             number(replica.queued_tokens),
-            markup(bar(replica.kv_usage) + text(f"{replica.kv_usage:.0%} of {replica.kv_tokens / 1000:,.0f}k")),
+            markup(
+                bar(replica.kv_usage) + text(f"{replica.kv_usage:.0%} of {replica.kv_tokens / 1000:,.0f}k")
+            ),
             number(replica.index_blocks),
             markup(f'{hits} <span class="faint">({predicted})</span>'),
             number(replica.requests),

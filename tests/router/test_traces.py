@@ -1,16 +1,11 @@
-"""What is told of a request when it is over: the access log's line, and spans as a collector reads them."""
+"""The spans of a request as a collector reads them: from the client through the router to the engine."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 from dataclasses import replace
-from typing import Any
 
 from shoal_api.spans import SpanSender
-from shoal_router.access_log import AccessLog
-from shoal_router.settings import RouterSettings
 from tests.collector import Collected, Collector, collecting
 from tests.router.conftest import Run
 from tests.router.resumable_engine import Engine, boundary
@@ -27,8 +22,8 @@ from tests.router.scripted import (
     post,
     reply,
     rig,
-    until,
 )
+from tests.router.test_access_log import Lines
 
 USAGE = b'{"usage":{"prompt_tokens":30,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":16}}}'
 LOGGED = replace(FAST, access_log=True)
@@ -48,144 +43,6 @@ async def streamed(request: Received, writer: asyncio.StreamWriter) -> None:
 
 async def dies(request: Received, writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
-
-
-class Lines(io.BytesIO):
-    """What an access log wrote, also after it was closed."""
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.getvalue().splitlines()]
-
-
-def test_access_log_has_a_line_per_request_that_says_what_became_of_it(run: Run) -> None:
-    async def scenario() -> None:
-        lines, replica = Lines(), Replica(script=streamed)
-        async with rig(replica, settings=LOGGED, access_log_stream=lines) as r:
-            await r.ask(
-                post(headers="X-Request-Id: first\r\nConnection: close\r\n", body=chat("hi", stream=True))
-            )
-            replica.script = counted
-            await r.ask(post())
-            await r.ask(post(body={"model": "nope"}))
-            await r.ask(get("/health"))
-            await r.ask(get("/nowhere?secret=1"))
-            await r.ask(b"nonsense\r\n\r\n")
-        first, second, unknown, health, nowhere, broken = lines.entries
-        assert (first["request_id"], first["method"], first["path"]) == (
-            "first",
-            "POST",
-            "/v1/chat/completions",
-        )
-        assert (first["model"], first["replica"], first["status"]) == ("m", replica.url, 200)
-        assert (first["prompt_tokens"], first["cached_tokens"], first["completion_tokens"]) == (30, 16, 7)
-        assert (first["stream"], first["retries"], first["resumes"]) == (True, 0, 0)
-        assert first["duration_s"] >= 0.02 > first["first_byte_s"] > 0
-        assert (second["stream"], second["prompt_tokens"]) == (False, 30)
-        assert (unknown["status"], unknown["replica"], unknown["first_byte_s"]) == (404, "", None)
-        assert (health["path"], health["status"]) == ("/health", 200)
-        assert (nowhere["path"], nowhere["status"]) == ("/nowhere", 404), (
-            "what stands in a query may be a secret"
-        )
-        assert (broken["method"], broken["status"]) == ("", 400)
-
-    run(scenario())
-
-
-def test_access_log_tells_of_retries(run: Run) -> None:
-    async def scenario() -> None:
-        lines, replicas = Lines(), (Replica(script=dies), Replica(script=dies))
-        async with rig(*replicas, settings=LOGGED, access_log_stream=lines) as r:
-            assert (await r.ask(post())).status == 500
-        (failed,) = lines.entries
-        assert (failed["status"], failed["retries"]) == (500, 1), "quarantined"
-
-    run(scenario())
-
-
-def test_access_log_tells_of_clients_that_left(run: Run) -> None:
-    async def scenario() -> None:
-        lines = Lines()
-        async with rig(Replica(script=streamed), settings=LOGGED, access_log_stream=lines) as r:
-            client = await r.connect()
-            client.writer.write(post(body=chat("hi", stream=True)))
-            await client.head()
-            client.reset()
-            await until(r.idle)
-        (left,) = lines.entries
-        assert (left["status"], left["retries"]) == (499, 0)
-
-    run(scenario())
-
-
-def test_a_stream_that_goes_on_elsewhere_is_one_request_with_a_resume(run: Run) -> None:
-    async def scenario() -> None:
-        lines, engine = Lines(), Engine(STEPS)
-        engine.deaths = [boundary(STEPS, 3)]
-        with collecting() as collector:
-            sender = SpanSender.to(collector.url, "shoal-router", 1.0)
-            async with rig(*fleet(engine), settings=LOGGED, access_log_stream=lines, sender=sender) as r:
-                client, _ = await begun(r)
-                assert await whole_stream(client) == WHOLE
-                client.close()
-            await asyncio.to_thread(sender.close)
-        (entry,) = lines.entries
-        assert (entry["status"], entry["retries"], entry["resumes"]) == (200, 0, 1)
-        first, second = collector.named("attempt"), collector.named("resume")
-        assert first.parent_id == second.parent_id == collector.named("POST /v1/chat/completions").span_id
-        assert (first.attributes["error.type"], second.error) == ("lost", "")
-        assert entry["replica"] == second.attributes["shoal.replica"] != first.attributes["shoal.replica"]
-        assert entry["trace_id"] == first.trace_id
-
-    run(scenario())
-
-
-def test_access_log_is_turned_on_and_off_while_requests_run(run: Run) -> None:
-    async def scenario() -> None:
-        lines = Lines()
-        async with rig(Replica(), access_log_stream=lines) as r:
-            await r.ask(post(headers="X-Request-Id: off\r\n"))
-            assert not r.router.access_log
-            r.router.set_access_log(True)
-            await r.ask(post(headers="X-Request-Id: on\r\n"))
-            r.router.set_access_log(False)
-            await r.ask(post(headers="X-Request-Id: off\r\n"))
-        assert [entry["request_id"] for entry in lines.entries] == ["on"]
-
-    run(scenario())
-
-
-def test_access_log_whose_reader_is_gone_harms_nobody(run: Run) -> None:
-    async def scenario() -> None:
-        lines = Lines()
-        async with rig(Replica(), settings=LOGGED, access_log_stream=lines) as r:
-            lines.close()
-            for _ in range(3):
-                assert (await r.ask(post())).status == 200
-
-    run(scenario())
-
-
-def test_access_log_drops_lines_rather_than_wait() -> None:
-    class Stuck(io.BytesIO):
-        def write(self, data: object) -> int:
-            gate.acquire()
-            return 0
-
-    import threading
-
-    from shoal_router import access_log
-    from shoal_router.journal import Journal
-
-    gate = threading.Semaphore(0)
-    log = AccessLog(Stuck())
-    journal = Journal(log, None, lambda: 0.0)
-    for _ in range(access_log.MOST_QUEUED + 10):
-        journal.own_reply(None, 400)
-    assert log.dropped in (9, 10)
-    for _ in range(access_log.MOST_QUEUED + 10):
-        gate.release()
-    log.close()
 
 
 async def traced(
@@ -295,5 +152,23 @@ def test_a_collector_that_is_away_costs_no_request(run: Run) -> None:
     run(scenario())
 
 
-def test_settings_of_a_quiet_router_have_no_journal() -> None:
-    assert RouterSettings().access_log is False
+def test_a_stream_that_goes_on_elsewhere_is_one_request_with_a_resume(run: Run) -> None:
+    async def scenario() -> None:
+        lines, engine = Lines(), Engine(STEPS)
+        engine.deaths = [boundary(STEPS, 3)]
+        with collecting() as collector:
+            sender = SpanSender.to(collector.url, "shoal-router", 1.0)
+            async with rig(*fleet(engine), settings=LOGGED, access_log_stream=lines, sender=sender) as r:
+                client, _ = await begun(r)
+                assert await whole_stream(client) == WHOLE
+                client.close()
+            await asyncio.to_thread(sender.close)
+        (entry,) = lines.entries
+        assert (entry["status"], entry["retries"], entry["resumes"]) == (200, 0, 1)
+        first, second = collector.named("attempt"), collector.named("resume")
+        assert first.parent_id == second.parent_id == collector.named("POST /v1/chat/completions").span_id
+        assert (first.attributes["error.type"], second.error) == ("lost", "")
+        assert entry["replica"] == second.attributes["shoal.replica"] != first.attributes["shoal.replica"]
+        assert entry["trace_id"] == first.trace_id
+
+    run(scenario())
