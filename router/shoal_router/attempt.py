@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from shoal_router.endpoints import Endpoint
 from shoal_router.errors import BadReply
 from shoal_router.failure import Failure
 from shoal_router.placement import Placement
@@ -92,11 +91,6 @@ class Attempt:
             self._connecting.cancel()
         if self._connection is not None:
             self._connection.abort()
-
-    def end(self) -> Endpoint:
-        """Take the request off its replica's account."""
-        self.placement.end()
-        return self.placement.endpoint
 
     def pause(self) -> None:
         if self._connection is not None:

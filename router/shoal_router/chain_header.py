@@ -6,24 +6,26 @@ request is computed it may hold it no more.
 
 from __future__ import annotations
 
-import sys
-from array import array
 from binascii import b2a_base64
 from collections.abc import Sequence
+from functools import lru_cache
+from struct import Struct
 
 from shoal_api.names import HEADER_CHAIN
 
 _LINE = HEADER_CHAIN.encode() + b": %d;%b\r\n"
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_SWAP = sys.byteorder == "little"
 
 
 def chain_line(content_bytes: int, chain: Sequence[int]) -> bytes:
     """The whole line with its end; nothing for a prompt that is shorter than a block."""
     if not chain:
         return b""
-    hashes = array("Q", chain)
-    if _SWAP:
-        hashes.byteswap()
+    hashes = _big_endian(len(chain)).pack(*chain)
     text = b2a_base64(hashes, newline=False).rstrip(b"=").translate(_URL_SAFE)
     return _LINE % (content_bytes, text)
+
+
+@lru_cache(maxsize=4096)
+def _big_endian(count: int) -> Struct:
+    return Struct(f">{count}Q")

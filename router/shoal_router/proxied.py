@@ -122,15 +122,16 @@ class Proxied(ABC):
         proxy, attempt, record = self._proxy, self._attempt, self._request.record
         assert attempt is not None
         self._attempt = None
-        attempt.placement.decision.outcome = failure or "done"
+        placement = attempt.placement
+        placement.decision.outcome = failure or "done"
         if record is not None:
             record.attempt_ended(failure)
-        endpoint = attempt.end()
+        placement.end()
         if proxy.interrupted.streams:
             proxy.interrupted.changed()
         if proxy.admission.queues:
             proxy.admission.changed()
-        return endpoint
+        return placement.endpoint
 
     def _learn(self, placement: Placement, tail: Iterable[bytes]) -> None:
         """Take in what the engine says that the request took, at the end of its reply."""
