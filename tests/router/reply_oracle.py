@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import h11
 
 from shoal_router import replies
+from shoal_router.unchunk import Unchunker
 from shoal_router.upstream import ReplyHead, UpstreamConnection
 
 # The client gets a status line of our own: whatever bytes a replica gives as its reason, nobody reads them.
@@ -44,6 +45,7 @@ class Reply:
     def __init__(self) -> None:
         self.head: ReplyHead | None = None
         self.passed = b""
+        self.body: list[bytes] = []  # as it came, framing and all
         self.ended = self.failed = self.kept = False
 
     @property
@@ -52,6 +54,7 @@ class Reply:
 
     def reply_started(self, head: ReplyHead, body: bytes) -> None:
         self.head = head
+        self.body.append(body)
         self.passed = (
             replies.passed_on_head(head.status, head.headers, b"", close=head.until_close, unframed=False)
             + body
@@ -59,6 +62,7 @@ class Reply:
 
     def reply_data(self, data: bytes) -> None:
         self.passed += data
+        self.body.append(data)
 
     def reply_ended(self) -> None:
         self.ended = True
@@ -123,6 +127,15 @@ def reply_disagreement(data: bytes, splits: Sequence[Sequence[bytes]] = ()) -> s
     return None
 
 
+def unframed(pieces: Sequence[bytes]) -> bytes:
+    """The body of a chunked reply as an HTTP/1.0 client gets it."""
+    got = bytearray()
+    unchunker = Unchunker(got.extend)
+    for piece in pieces:
+        unchunker.feed(piece)
+    return bytes(got)
+
+
 def _same(cut: Reply, whole: Reply) -> bool:
     """Cut elsewhere, a reply may show that it is broken later, or that something follows it; never be another one."""
     if whole.ended:
@@ -142,6 +155,8 @@ def _misread(reply: Reply, data: bytes) -> str | None:
             return f"the router calls it whole, its client reads {client} in {reply.passed!r}"
         if client[0] != reply.head.status:
             return f"the client reads status {client[0]}, the router {reply.head.status}"
+        if reply.head.chunked and unframed(reply.body) != client[1]:
+            return f"an HTTP/1.0 client gets {unframed(reply.body)!r}, one of HTTP/1.1 {client[1]!r}"
         oracle = h11_reply(_REASON.sub(rb"\1 X", data), closed=closed)
         if oracle is None or oracle[:2] != client[:2]:
             return f"the replica sent {oracle} in h11's eyes, the client got {client}"
