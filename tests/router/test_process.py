@@ -15,6 +15,7 @@ import pytest
 from shoal_api.exit_codes import ExitCode
 from shoal_api.options import RouterOptions
 from shoal_router.settings import RouterSettings
+from tests.collector import Collector, collecting
 from tests.router.scripted import (
     LAST_CHUNK,
     PING,
@@ -170,6 +171,35 @@ def test_sigusr1_turns_the_access_log_on_and_off(environment: dict[str, str]) ->
             await replica.kill()
 
     asyncio.run(scenario())
+
+
+def test_traces_named_by_the_environment_are_sent_at_the_latest_when_it_ends(
+    environment: dict[str, str],
+) -> None:
+    async def scenario(collector: Collector) -> None:
+        replica, port = Replica(), free_port()
+        await replica.start()
+        flags = ("--endpoint", replica.url, "--port", str(port), "--health-interval-s", "0.05")
+        traced = environment | {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "60000",
+        }
+        process = subprocess.Popen(command(*flags), env=traced, stderr=subprocess.PIPE)
+        try:
+            await wait_until_ready(port, process)
+            client = await Client.connect(port)
+            assert (await client.ask(post())).status == 200
+            client.close()
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 20) == 0
+        finally:
+            process.kill()
+            await replica.kill()
+
+    with collecting() as collector:
+        asyncio.run(scenario(collector))
+    assert {span.name for span in collector.spans} == {"POST /v1/chat/completions", "attempt"}
+    assert {span.service for span in collector.spans} == {"shoal-router"}
 
 
 def test_taken_port_is_told_with_its_exit_code(environment: dict[str, str]) -> None:
