@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -128,10 +129,11 @@ class Killer:
         self._least = least
         self._rng = random.Random(seed)
 
-    async def run(self, kills: int) -> None:
+    async def run(self, kills: int, seconds: float) -> None:
+        ends_s = time.monotonic() + seconds
         restarts: set[asyncio.Task[None]] = set()
         due_s = time.monotonic() + self._every_s
-        while len(self.killed) < kills:
+        while len(self.killed) < kills and time.monotonic() < ends_s:
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             while sum(server.up for server in self._servers) <= self._least:
                 await asyncio.sleep(0.05)
@@ -190,7 +192,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> int:
         stop = asyncio.Event()
         running = asyncio.create_task(load.run(stop))
         began_s = time.monotonic()
-        await killer.run(args.kills)
+        await killer.run(args.kills, args.seconds)
         took_s = time.monotonic() - began_s
         stop.set()
         await running
@@ -227,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kill", choices=("replica", "router"), default="replica")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="end after so long, with fewer kills")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
     parser.add_argument("--rate", type=float, default=20.0, help="requests per second")
     parser.add_argument("--replicas", type=int, default=4)
@@ -234,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cold", action="store_true", help="start engines as users do, 8 s of CPU each")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left over
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(measure(args, Path(folder)))
 

@@ -83,13 +83,20 @@ class Server:
             self._process.wait()
 
     async def ready(self) -> None:
-        """Wait until it serves."""
+        """Wait until it serves; one that ends before is started again, as a kubelet would."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not await asyncio.to_thread(answers, self.port):
             if time.monotonic() > deadline_s:
                 raise SystemExit(f"a server did not start; its log:\n{self._log.read_text()[-2000:]}")
+            if not self._lives():
+                self.start()
             await asyncio.sleep(0.1)
         self.up = True
+
+    def _lives(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is None
+        return Path(f"/proc/{self._pid}").exists()
 
     async def restart(self) -> None:
         self.start()
@@ -98,7 +105,8 @@ class Server:
 
 def environment() -> dict[str, str]:
     paths = ":".join(str(ROOT / name) for name in ("crds", "router", "engine"))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    # warm_start.py forks processes that speak gRPC; what is forked does not.
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 
 def answers(port: int) -> bool:
