@@ -172,5 +172,5 @@ def tags_of(request: Request) -> PromptTags | None:
 
 TestTags = TaggedMachine.TestCase
 TestTags.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -96,7 +96,7 @@ def test_watchers_know_what_the_cache_holds() -> None:
 def test_a_reply_that_has_ended_is_in_the_next_update_but_one() -> None:
     port = free_port()
     with serving(grpc_port=port) as server, watching(port) as watcher:
-        for tag in range(1, 4):
+        for tag in (1, 2):
             ask(server, [40, tag], tag)
             watcher.read()  # may have been built before the end
             watcher.read()
@@ -111,8 +111,7 @@ def test_load_is_told_and_an_idle_engine_speaks_every_second() -> None:
             assert server.thread.is_alive()
         load = watcher.last.load
         assert (load.kv_capacity_tokens, load.max_requests) == (127 * 16, 9)
-        for _ in range(3):
-            watcher.read()
+        watcher.read()  # nothing has changed
         assert not watcher.last.HasField("step_cost")
         body = {"prompt": [40], "max_tokens": 2000, "n": 3, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=body) as reply:
