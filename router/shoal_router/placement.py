@@ -17,10 +17,11 @@ from shoal_router.decisions import KEPT, Decision
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import NoReplicaReady
 from shoal_router.models import ModelTable
-from shoal_router.policy import Candidate, Prices, choose
+from shoal_router.policy import Candidate, Prefix, Prices, choose
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prices import LearnedPrices
 from shoal_router.prompt import Prompt, Work
+from shoal_router.recent_prefixes import RecentPrefixes
 from shoal_router.reported_cache import ReportedCache
 from shoal_router.routing import Routing
 from shoal_router.shortlist import HOLDERS, MOST_SCORED, Fleet
@@ -74,6 +75,7 @@ class Placer:
         self._ratios = ratios
         self._prices = prices
         self._pick = pick
+        self._recent = RecentPrefixes()
         self._fleets: dict[str, Fleet] = {}  # of models with very many replicas
         self.decisions: deque[Decision] = deque(maxlen=KEPT)
 
@@ -94,9 +96,9 @@ class Placer:
         routing, prices = self._models.routing(model), self._prices.of(model)
         chain = prompt.chain if routing.prefer_cached else []
         endpoints, depths, drawn, mean = self._survey(prompt, chain, routing, tried)
-        home = _home(chain, depths, routing) if chain else None
         per_token = self._ratios.of(model)
         block_tokens, tokens = BLOCK_BYTES / per_token, prompt.content_bytes / per_token + generated_tokens
+        prefix = self._prefix(chain, block_tokens, routing.home_block) if chain else None
         candidates = [
             Candidate(
                 endpoint.identity,
@@ -108,7 +110,7 @@ class Placer:
             )
             for endpoint in endpoints
         ]
-        at = choose(tokens, candidates, routing.weights, prices, home, self._pick, mean)
+        at = choose(tokens, candidates, routing.weights, prices, prefix, self._pick, mean)
         # Tokens are counted beside the engine's batch, which may be as full as it likes.
         ahead = routing.look_ahead
         if not endpoints[at].takes_more(ahead) and prompt.work is not Work.TOKENIZE:
@@ -118,11 +120,15 @@ class Placer:
             # Where it is cheapest it may queue: sent where there happens to be room, it would be computed anew.
             if not endpoints[at].accepts:
                 left = [candidates[i] for i in roomy]
-                at = roomy[choose(tokens, left, routing.weights, prices, home, self._pick, mean)]
+                at = roomy[choose(tokens, left, routing.weights, prices, prefix, self._pick, mean)]
         endpoint, cached = endpoints[at], candidates[at].cached
         decision = Decision(time(), model, tokens, endpoints, candidates, routing.weights, prices, at, mean)
         self.decisions.append(decision)
         return self._charge(endpoint, prompt, tokens - cached, depths.get(endpoint.slot, 0), decision)
+
+    def _prefix(self, chain: list[int], block_tokens: float, home_block: int) -> Prefix:
+        returning = self._recent.note(chain[min(home_block, len(chain) - 1)])
+        return Prefix(chain, block_tokens, home_block, returning)
 
     def _survey(
         self, prompt: Prompt, chain: list[int], routing: Routing, tried: Collection[Endpoint]

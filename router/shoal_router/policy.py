@@ -7,8 +7,10 @@ The cost of a replica, in prompt tokens (routers.md section 7):
 `uncached` is what this request would have to compute there, `queued` what others still have to before it, and
 `standing` the requests, this one included, that find no seat in the engine's batch: it is full, or its KV cache
 is. A replica with far more requests than the mean gets no credit for its cache, so that a hot prefix spreads
-before it piles up. A prefix that nobody holds goes to its home among the near-cheapest, found by rendezvous
-hashing: any number of routers agree on it.
+before it piles up. What the cheapest does not hold goes to its home among the near-cheapest, found by rendezvous
+hashing of the first block that is missing there: any number of routers agree on it. A prefix that comes again and is
+held by nobody useful is given more room to reach its home: where caches are too small for all prefixes, or several
+routers choose at once, copies all over the place would push one another out.
 
 Prices follow from the engine's own step times, base_s + prefill_token_s * tokens + sequence_s * sequences. A request
 that runs lengthens a step by sequence_s for each token that it still generates, LEFT_TOKENS as a rule, so
@@ -78,6 +80,7 @@ class Weights:
         16.0  # requests in flight up to which it always does: few requests are always uneven
     )
     near_requests: float = 2.0  # replicas this close to the cheapest, in requests, count as equally cheap
+    returning: float = 0.5  # or, for a prefix that comes again, this close as a share of its own cost
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -91,24 +94,37 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     drawn: bool = False  # at random, from very many: no prefix has its home there
 
 
+class Prefix(msgspec.Struct, frozen=True, gc=False):
+    """The beginning of a prompt, for which replicas are homes."""
+
+    chain: Sequence[int]  # hashes of its blocks, at least one
+    block_tokens: float
+    home_block: int = 0  # number of the block whose hash has the home when less is cached
+    returning: bool = False  # the prompt's start has been asked for before
+
+    def home(self, cached: float) -> int:
+        """Hash of the first block that a replica with so many cached tokens lacks."""
+        at = max(round(cached / self.block_tokens), self.home_block)
+        return self.chain[min(at, len(self.chain) - 1)]
+
+
 def choose(
     prompt: float,
     candidates: Sequence[Candidate],
     weights: Weights,
     prices: Prices,
-    home: int | None,
+    prefix: Prefix | None,
     pick: Callable[[int], int],
     mean_in_flight: float | None = None,
 ) -> int:
     """Index of the best of `candidates` (not empty) for `prompt` tokens.
 
-    `home` is the hash of the prefix whose home matters, None for requests that no cache helps;
-    `pick(n)` draws from range(n) and breaks ties. `mean_in_flight` is that of all replicas when the candidates
-    are only some of them.
+    `prefix` is None for requests that no cache helps; `pick(n)` draws from range(n) and breaks ties.
+    `mean_in_flight` is that of all replicas when the candidates are only some of them.
     """
     costs = costs_of(prompt, candidates, weights, prices, mean_in_flight)
     least = min(costs)
-    if home is None:
+    if prefix is None:
         near = [i for i, cost in enumerate(costs) if cost == least]
         return near[0] if len(near) == 1 else near[pick(len(near))]
     best = costs.index(least)
@@ -117,8 +133,13 @@ def choose(
         s = prices.in_flight_tokens
     enough, limit = candidates[best].cached, least + weights.near_requests * s
     near = [i for i, c in enumerate(candidates) if costs[i] <= limit and c.cached >= enough]
+    if prefix.returning and not enough:
+        limit = least + weights.returning * weights.recompute * prompt
+        bound = _bound(candidates, weights, mean_in_flight)
+        near += [i for i, c in enumerate(candidates) if costs[i] <= limit and c.in_flight <= bound]
     if len(near) == 1:
         return best
+    home = prefix.home(enough)
     return max(near, key=lambda i: 0 if candidates[i].drawn else affinity(home, candidates[i].identity))
 
 
@@ -133,12 +154,7 @@ def costs_of(
     s, w = weights.in_flight_tokens, weights.recompute
     if s is None:
         s = prices.in_flight_tokens
-    if mean_in_flight is None:
-        in_flight = 0.0
-        for c in candidates:
-            in_flight += c.in_flight
-        mean_in_flight = in_flight / len(candidates)
-    bound = max(weights.mean_load * mean_in_flight, weights.spare_requests)
+    bound = _bound(candidates, weights, mean_in_flight)
     costs = []
     for c in candidates:
         credit = c.cached if c.in_flight <= bound else 0.0
@@ -147,6 +163,16 @@ def costs_of(
             cost += prices.seat_tokens * (c.in_flight + 1.0 - c.seats)
         costs.append(cost)
     return costs
+
+
+def _bound(candidates: Sequence[Candidate], weights: Weights, mean_in_flight: float | None) -> float:
+    """Requests in flight up to which a replica gets more for its cache's sake, or because it is a home."""
+    if mean_in_flight is None:
+        in_flight = 0.0
+        for c in candidates:
+            in_flight += c.in_flight
+        mean_in_flight = in_flight / len(candidates)
+    return max(weights.mean_load * mean_in_flight, weights.spare_requests)
 
 
 def affinity(prefix: int, identity: int) -> int:
