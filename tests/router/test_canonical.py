@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal_api.request_prefix import BLOCK_BYTES
@@ -25,6 +25,7 @@ def usual(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+@settings(deadline=None)
 @given(MESSAGES)
 def test_blanks_and_the_escapes_of_clients_that_write_blanks_make_no_difference(messages: list[Any]) -> None:
     once = canonical(usual(messages))
@@ -33,6 +34,7 @@ def test_blanks_and_the_escapes_of_clients_that_write_blanks_make_no_difference(
     assert canonical(json.dumps(messages, indent=2).encode()) == once
 
 
+@settings(deadline=None)
 @given(MESSAGES)
 def test_order_of_a_messages_fields_makes_no_difference(messages: list[Any]) -> None:
     turned = [dict(reversed(list(each.items()))) for each in messages]

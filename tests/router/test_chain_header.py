@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import struct
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal_router.chain_header import chain_line
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**40), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40))
 def test_engine_can_read_back_every_hash_and_the_size(size: int, chain: list[int]) -> None:
     line = chain_line(size, chain)

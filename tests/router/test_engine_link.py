@@ -226,7 +226,7 @@ UPDATES = st.builds(
 
 
 @given(UPDATES, st.none() | st.builds(Place, st.integers(1, 3), st.integers(0, 6)))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_changes_are_read_only_when_nothing_can_be_missing(update: pb.Update, last: Place | None) -> None:
     follows = last is not None and (update.epoch, update.sequence) == (last.epoch, last.sequence + 1)
     expected = Reading.ALL if update.snapshot else Reading.CHANGES if follows else Reading.GAP

@@ -54,7 +54,7 @@ MASKS = st.lists(st.integers(0, 2**12 - 1), max_size=6)
 
 
 @given(MASKS, st.integers(0, 2**12 - 1), st.integers(1, 14), st.integers(0, 99))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_holders_of_the_longest_parts_are_found_whichever_are_drawn(
     masks: list[int], slots: int, most: int, seed: int
 ) -> None:
