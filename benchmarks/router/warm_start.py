@@ -82,12 +82,17 @@ def main() -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     print("warm", flush=True)
+    started = []
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
             run(lambda order=order: api(order["argv"], order["log"]), {0, 1, 2})
+        started.append(pid)
         print(pid, flush=True)
+    for pid in started:  # whoever asked for them has gone
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
