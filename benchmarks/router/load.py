@@ -106,7 +106,10 @@ class Slice:
 async def closed_loop(
     ports: list[int], requests: list[bytes], seconds: float, cpu: Callable[[], float], connections: int = 32
 ) -> list[Slice]:
-    """`connections` clients that each send on a reply, in ten slices; `cpu` tells seconds on a core."""
+    """`connections` clients that each send on a reply, in ten slices; `cpu` tells seconds on a core.
+
+    One whose connection is cut or whose request fails says so and stops.
+    """
     done = 0
     running = True
 
@@ -119,6 +122,7 @@ async def closed_loop(
     clients = [await connect(ports[i % len(ports)]) for i in range(connections)]
     for client in clients:
         client.on_done = lambda tail, client=client: again(client)
+        client.on_failed = lambda why: print(f"  a client stops: {why}", flush=True)
         client.send(requests[0])
     await asyncio.sleep(0.3)
     slices = []
