@@ -21,7 +21,7 @@ class Client(asyncio.Protocol):
         self.on_first: Callable[[], None] = _nothing
         self.on_done: Callable[[bytes], None] = lambda tail: None
         self.on_failed: Callable[[str], None] = _refuse
-        self.pieces = 0
+        self.events = 0  # of streams
         self._last = b""
         self._first = self._waiting = False
 
@@ -42,7 +42,7 @@ class Client(asyncio.Protocol):
         self.parser.feed_data(data)
 
     def on_body(self, data: bytes) -> None:
-        self.pieces += 1
+        self.events += data.count(b"\n\n")
         self._last = self._last[-512:] + data if len(data) < 512 else data
         if self._first:
             self._first = False
@@ -154,7 +154,7 @@ async def latencies(port: int, request: bytes, count: int) -> list[float]:
 
 
 async def streams(port: int, count: int, chunks: int, seconds: float, cpu: Callable[[], float]) -> Slice:
-    """`count` streams at once, started one after the other; a slice's requests are chunks."""
+    """`count` streams at once, started one after the other; a slice's requests are events, one to a chunk."""
     request = chat("stream", stream=True, max_tokens=chunks)
     clients = [await connect(port) for _ in range(count)]
     for client in clients:
@@ -162,9 +162,9 @@ async def streams(port: int, count: int, chunks: int, seconds: float, cpu: Calla
         client.send(request)
         await asyncio.sleep(0.5 / count)
     await asyncio.sleep(0.3)
-    before, used, start = sum(client.pieces for client in clients), cpu(), time.perf_counter()
+    before, used, start = sum(client.events for client in clients), cpu(), time.perf_counter()
     await asyncio.sleep(seconds)
-    part = Slice(sum(client.pieces for client in clients) - before, time.perf_counter() - start, cpu() - used)
+    part = Slice(sum(client.events for client in clients) - before, time.perf_counter() - start, cpu() - used)
     for client in clients:
         client.on_done = lambda tail: None
         client.on_failed = lambda why: None
