@@ -43,8 +43,8 @@ class _Reply:
 
 async def ask(port: int, path: str, body: dict[str, Any], name: str) -> Heard:
     """Send one request on a connection of its own and read what comes. Raises OSError if nobody listens."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     heard = Heard(began_s=time.monotonic(), port=port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: b\r\nX-Request-Id: {name}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)

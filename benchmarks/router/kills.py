@@ -64,6 +64,7 @@ class Load:
 
     def __init__(self, fronts: Sequence[Server], rate: float, seed: int) -> None:
         self.heard: list[Heard] = []
+        self.under_way = 0
         self.wrong: list[tuple[Heard, str]] = []
         self._fronts = fronts
         self._rate = rate
@@ -97,7 +98,9 @@ class Load:
         await asyncio.gather(*tasks)
 
     async def _check(self, number: int) -> None:
+        self.under_way += 1
         heard = await self._one(self._cases[number])
+        self.under_way -= 1
         self.heard.append(heard)
         if heard.problem:
             self.wrong.append((heard, heard.problem))
@@ -129,7 +132,7 @@ class Killer:
         self._least = least
         self._rng = random.Random(seed)
 
-    async def run(self, kills: int, seconds: float) -> None:
+    async def run(self, kills: int, seconds: float, load: Load) -> None:
         ends_s = time.monotonic() + seconds
         restarts: set[asyncio.Task[None]] = set()
         due_s = time.monotonic() + self._every_s
@@ -144,7 +147,10 @@ class Killer:
             restarts.add(restart)
             restart.add_done_callback(restarts.discard)
             due_s = max(due_s, time.monotonic() - 1.0) + self._every_s
-            say(f"kill {len(self.killed)}, {sum(server.up for server in self._servers)} left")
+            left = sum(server.up for server in self._servers)
+            say(
+                f"kill {len(self.killed)}: {left} left, {load.under_way} requests under way, {len(load.heard)} ended"
+            )
         await asyncio.sleep(self._every_s)
         await asyncio.gather(*restarts)
 
@@ -192,7 +198,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> int:
         stop = asyncio.Event()
         running = asyncio.create_task(load.run(stop))
         began_s = time.monotonic()
-        await killer.run(args.kills, args.seconds)
+        await killer.run(args.kills, args.seconds, load)
         took_s = time.monotonic() - began_s
         stop.set()
         await running
