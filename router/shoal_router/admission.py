@@ -72,7 +72,7 @@ class Admission:
         if not again and (full := self._why_full(model, bounds, claim, now)) is not None:
             waiter.refuse(self._refusal(why, model, full, claim, now))
             return
-        if self._closed:
+        if self._closed and not isinstance(why, ReplicasFull):
             waiter.refuse(_ending())
             return
         waiter.waits_until_s = until_s
@@ -123,10 +123,15 @@ class Admission:
         self.changed()
 
     def close(self) -> None:
-        """The router ends: nobody waits here any more, so that clients go to another one at once."""
+        """The router ends: who waits for a first replica goes to another router at once. Nobody knows when it comes.
+
+        Who waits for room is soon served, as what is being computed is.
+        """
         self._closed = True
-        for model in list(self.queues):
-            self._refuse_all(model, _ending())
+        for model, line in list(self.queues.items()):
+            for waiter in list(line.queue):
+                if not isinstance(self._whys[waiter], ReplicasFull):
+                    self._refuse(waiter, model, _ending())
 
     def _terms(self, waiter: Waiter, model: str, why: RouterError, now: float) -> tuple[float, Bounds | None]:
         """Until when a request may wait and within which bounds; no bounds if it may not at all."""

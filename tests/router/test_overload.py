@@ -101,6 +101,27 @@ def test_what_a_full_replica_cannot_take_waits_its_turn_in_the_router(run: Run) 
     run(scenario())
 
 
+def test_router_that_ends_serves_what_waits_for_room_in_it(run: Run) -> None:
+    """And what comes to it while clients still do; found by e2e/router_restart."""
+
+    async def scenario() -> None:
+        slow = Slow()
+        async with rig(slow, settings=replace(FAST, drain_delay_s=0.2)) as r:
+            await known(r)
+            tasks = [await asking(r, i) for i in range(4)]
+            await until(lambda: held(r) == 2)
+            stopping = asyncio.ensure_future(r.router.stop(5.0))
+            await until(lambda: r.router._listener.draining)
+            tasks.append(await asking(r, 4))
+            assert held(r) == 3
+            await until(lambda: r.router.draining)
+            slow.release(5)
+            assert [await task for task in tasks] == [200] * 5
+            assert await stopping
+
+    run(scenario())
+
+
 def test_request_that_waits_too_long_or_finds_too_many_waiting_gets_429(run: Run) -> None:
     async def scenario() -> None:
         slow = Slow()
