@@ -28,6 +28,8 @@ from shoal_api.spec import LLMDeployment
 from shoal_api.status import Reason
 
 OWN_VOLUMES = (VOLUME_MODELS, VOLUME_OPTIONS, VOLUME_SHARED_MEMORY, VOLUME_SOURCE, VOLUME_TMP)
+# Options of an engine that no part of the spec sets; a key can come from a Secret there.
+BY_ENVIRONMENT = {"otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT", "api_key": "SHOAL_API_KEY"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,13 @@ def _extra_args_are_extra(deployment: LLMDeployment) -> Iterator[Rejection]:
     for index, argument in enumerate(deployment.spec.engine.extra_args):
         option = argument.partition("=")[0].replace("--no-", "--", 1)
         if (leaf := own.get(option)) or option == "--config":
-            field = yaml_name(leaf.path[0]) if leaf and leaf.path[0] in EngineOptions.model_fields else None
-            fix = (
-                f"write spec.engine.{field}" if field else "the operator sets it from other parts of the spec"
-            )
+            name = leaf.path[0] if leaf else ""
+            if name in EngineOptions.model_fields:
+                fix = f"write spec.engine.{yaml_name(name)}"
+            elif variable := BY_ENVIRONMENT.get(name):
+                fix = f"set {variable} in spec.engine.env"
+            else:
+                fix = "the operator sets it from other parts of the spec"
             place = ("spec", "engine", "extraArgs", index)
             yield Rejection("InvalidExtraArgs", Problem(place, f"{option} is no extra argument", fix))
 
