@@ -10,7 +10,7 @@ from shoal_engine.messages import StepCost
 from shoal_engine.plan import Chunk
 from shoal_engine.queues import Queues
 from shoal_engine.request import Request, Status
-from shoal_engine.shared_prefixes import family
+from shoal_engine.shared_prefixes import LEAST_PREFIX_TOKENS, family
 from shoal_engine.tables import BlockTables
 
 
@@ -115,7 +115,7 @@ class Draft:
 
     def _advance_decodes(self) -> None:
         block_tokens, step, singles = self._tables.block_tokens, self._step, self.singles
-        if any(request.num_cached_tokens for request in self._decodes):
+        if any((request.num_cached_tokens or 0) >= LEAST_PREFIX_TOKENS for request in self._decodes):
             self._decodes.sort(key=lambda request: family(request.block_ids, block_tokens))
         for request in self._decodes:
             start = request.num_computed_tokens
