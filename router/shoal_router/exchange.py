@@ -84,16 +84,17 @@ class Exchange(Proxied):
             proxy.observe(endpoint, outcome)
         self._failure = error_of(failure, endpoint.name, cause)
         after = past.after(failure)
-        others = proxy.retrying - (past.retries > 0)
-        limits = proxy.settings.retries
-        if may_retry(failure, past, limits, active=len(proxy.active), retrying=others):
+        suspected = failure is Failure.LOST and self._suspected(endpoint, after.fruitless)
+        others, limits = proxy.retrying - (past.retries > 0), proxy.settings.retries
+        active = len(proxy.active)
+        if may_retry(failure, past, limits, active=active, retrying=others, suspected=suspected):
             self._history = after
             proxy.retrying += (after.retries > 0) - (past.retries > 0)
             if failure is not Failure.STALE:
                 self._tried.append(endpoint)
             proxy.metrics.retries[failure] += 1
             self.attempt()
-        elif after.poisonous:
+        elif suspected:
             self.refuse(proxy.quarantine.put(self._request, proxy.now()))
         else:
             self.refuse(self._failure)

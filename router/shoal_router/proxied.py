@@ -142,6 +142,12 @@ class Proxied(ABC):
             if not self._history.deaths:
                 proxy.placer.settle(placement, prompt, usage)
 
+    def _suspected(self, dead: Endpoint, deaths: int) -> bool:
+        """A replica died with the request on board. `deaths`: of this kind, without a token there, this one included."""
+        quarantine = self._proxy.quarantine
+        quarantine.died(dead, self._proxy.now())
+        return quarantine.suspects(deaths)
+
     def _let_go(self) -> None:
         """The body will be sent nowhere else, and replies may last."""
         if self._kept:

@@ -98,7 +98,7 @@ class ResumableStream(Proxied):
             self._tried.append(endpoint)
         self._history = self._history.after(failure, begun=True)
         self._failure = error_of(failure, endpoint.name, cause)
-        self._resume()
+        self._resume(endpoint if failure is Failure.LOST else None)
 
     def reply_began(self, head: ReplyHead, body: bytes) -> Callable[[bytes], None]:
         """A replica answers the request for the rest of the stream."""
@@ -182,13 +182,14 @@ class ResumableStream(Proxied):
         self._tried = [endpoint] if relay.fruitful else [*self._tried, endpoint]
         wait_s = proxy.routing(self._prompt.model).resume_wait_s
         self._gives_up_s = min(proxy.now() + wait_s, self.started_s + proxy.settings.timeouts.total_s)
-        self._resume()
+        self._resume(endpoint if failure is Failure.LOST else None)
 
-    def _resume(self) -> None:
+    def _resume(self, dead: Endpoint | None = None) -> None:
         assert self._failure is not None
-        if may_resume(self._history):
+        suspected = dead is not None and self._suspected(dead, self._history.fruitless)
+        if may_resume(self._history) and not suspected:
             self.attempt()
-        elif self._history.poisonous:
+        elif suspected:
             self._break_off("quarantined", self._proxy.quarantine.put(self._request, self._proxy.now()))
         else:
             self._break_off("given_up", self._failure)

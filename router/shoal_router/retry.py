@@ -15,7 +15,6 @@ DEATHS = (Failure.LOST, Failure.TIMEOUT, Failure.BAD_REPLY)  # the replica may h
 # A connection that the replica had closed while it lay idle fails within a round trip; later the replica
 # itself died.
 STALE_WITHIN_S = 0.25
-MAX_FRUITLESS = 2  # replicas that died with a request before it got a token there
 MAX_DEATHS = 5  # of the replicas of one stream
 
 
@@ -47,23 +46,27 @@ class History:
             fruitless=self.fruitless + (failure is Failure.LOST and not fruitful),
         )
 
-    @property
-    def poisonous(self) -> bool:
-        """Whether one more replica should not be put at risk."""
-        return self.fruitless >= MAX_FRUITLESS
-
 
 FRESH = History()
 
 
-def may_retry(failure: Failure, past: History, limits: RetryLimits, *, active: int, retrying: int) -> bool:
+def may_retry(
+    failure: Failure,
+    past: History,
+    limits: RetryLimits,
+    *,
+    active: int,
+    retrying: int,
+    suspected: bool = False,
+) -> bool:
     """Before a reply has begun. `active` requests are in progress; `retrying` of the others are not on their first
-    attempt.
+    attempt. `suspected`: replicas may be dying of this one.
     """
     if failure is Failure.STALE:
         return past.stale == 0  # costs the fleet nothing: the replica never saw the request
-    if past.after(failure).deaths > 1:
-        return False  # a request that kills what it meets is not handed round
+    after = past.after(failure)
+    if suspected or (after.deaths > 1 and after.deaths > after.fruitless):
+        return False  # a request that kills, or silences, what it meets is not handed round
     if past.retries >= limits.max_retries:
         return False
     # The requests of a replica that is gone move on at once, however many they are: each moves once at little cost.
@@ -76,4 +79,4 @@ def may_resume(history: History) -> bool:
 
     No budget: what is resumed is no more than what was running, and giving it up would waste what was computed.
     """
-    return history.deaths <= MAX_DEATHS and not history.poisonous and history.stale <= 1
+    return history.deaths <= MAX_DEATHS and history.stale <= 1

@@ -53,6 +53,25 @@ def test_second_offence_begins_the_time_anew() -> None:
     assert not refused(quarantine, request(b"b"), 1.0 + QUARANTINE_S)
 
 
+def test_two_deaths_make_a_suspect_where_little_else_dies() -> None:
+    quarantine = Quarantine()
+    quarantine.died("a", 10.0)
+    quarantine.died("a", 10.1)  # a second request of the same death
+    assert not quarantine.suspects(1)
+    quarantine.died("b", 12.0)
+    assert quarantine.suspects(2)
+
+
+def test_where_replicas_die_all_the_time_two_deaths_prove_little_and_four_enough() -> None:
+    quarantine = Quarantine()
+    for number in range(10):
+        quarantine.died(number % 4, 5.0 * number)
+    assert [quarantine.suspects(deaths) for deaths in (2, 3, 4)] == [False, False, True]
+    quarantine.died("a", 1000.0)
+    quarantine.died("b", 1001.0)
+    assert quarantine.suspects(2), "what died long ago is forgotten"
+
+
 def test_log_has_the_digest_and_no_word_of_the_prompt(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         message = Quarantine().put(request(b"secret words"), 0.0).message
