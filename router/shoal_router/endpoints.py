@@ -19,6 +19,9 @@ from shoal_router.pool import Pool
 from shoal_router.standing import Standing, State
 
 LEAST_AHEAD = 2  # requests that may always wait in a replica, so that none of its seats is empty for long
+# A router whose request ends has the free seat before others hear of it. One without any would never get one, so each
+# of so many routers is sure of its part; then the others hear that there is too much, and leave seats free.
+SURE_OF_A_PART = 4
 DEFAULT_KV_TOKENS = 65_536  # until the engine has told the size of its cache
 RECENT = 50
 FULL_KV_USAGE = 0.95  # share in use from which on a request waits for others' blocks
@@ -118,7 +121,10 @@ class Endpoint:
         count = self.in_flight + self.elsewhere
         if count >= self.ceiling:
             return False
-        return count < self.seats or count < self.seats + max(LEAST_AHEAD, look_ahead * self.seats)
+        if count < self.seats:
+            return True
+        places = self.seats + max(LEAST_AHEAD, look_ahead * self.seats)
+        return count < places or self.in_flight < places // SURE_OF_A_PART
 
     def serves(self, model: str) -> bool:
         return any(name == model for name, _ in self.report.models)

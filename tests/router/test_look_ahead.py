@@ -7,7 +7,7 @@ import random
 import pytest
 
 from shoal_router.discovery import Address
-from shoal_router.endpoints import Endpoint
+from shoal_router.endpoints import LEAST_AHEAD, SURE_OF_A_PART, Endpoint
 from shoal_router.pool import Pool
 from shoal_router.routing import Routing
 from tests.router.simulated_engines import MAX_RUNNING, Engine, Job, World
@@ -72,6 +72,38 @@ def test_replica_takes_its_seats_and_a_share_more_and_never_more_than_it_said(
     assert endpoint.in_flight == most
     endpoint.in_flight, endpoint.elsewhere = most - 5, 5
     assert not endpoint.takes_more(look_ahead), "requests of other routers count"
+
+
+@pytest.mark.parametrize("routers", [2, 3, 4])
+@pytest.mark.parametrize("seats", [2, 8, 32])
+def test_router_that_comes_when_all_seats_are_taken_gets_its_part_of_them(seats: int, routers: int) -> None:
+    address = Address("a", "127.0.0.1", 1)
+    own = [Endpoint(address, 0, Pool(address, 1.0), seats=seats) for _ in range(routers)]
+    rng = random.Random(7)
+
+    def told() -> None:  # as engines tell it ten times a second
+        for each in own:
+            each.elsewhere = sum(other.in_flight for other in own) - each.in_flight
+
+    def fill(each: Endpoint) -> None:
+        while each.takes_more(0.12):
+            each.in_flight += 1
+
+    for each in own:  # the first one takes all before the others come
+        fill(each)
+        told()
+    places = seats + max(LEAST_AHEAD, 0.12 * seats)
+    for _ in range(400 * seats):
+        served = [each for each in own for _ in range(each.in_flight)]
+        ended = rng.choice(served)
+        ended.in_flight -= 1
+        fill(ended)  # it is told by its own request's end, the others later
+        told()
+        for each in own:
+            fill(each)
+        told()
+    assert min(each.in_flight for each in own) >= places // SURE_OF_A_PART
+    assert sum(each.in_flight for each in own) <= places + 1
 
 
 def test_replica_of_unknown_size_takes_all() -> None:
