@@ -105,6 +105,17 @@ def build_model(
     return build(config, weights, place.kernels, _max_model_len(options, config))
 
 
+def layout_of(options: ModelOptions, config: ModelConfig, place: Placement) -> CacheLayout:
+    """How the KV cache of a model is cut at this place."""
+    return CacheLayout(
+        config.num_layers,
+        config.num_kv_heads,
+        config.head_dim,
+        options.block_size,
+        place.cache_dtype.itemsize,
+    )
+
+
 def _engine(
     options: ModelOptions,
     config: ModelConfig,
@@ -114,13 +125,7 @@ def _engine(
     phases: dict[str, float],
 ) -> Engine:
     place, limits = backend.place, limits_of(options, config, backend.defaults)
-    layout = CacheLayout(
-        config.num_layers,
-        config.num_kv_heads,
-        config.head_dim,
-        options.block_size,
-        place.cache_dtype.itemsize,
-    )
+    layout = layout_of(options, config, place)
     budget = options.kv_cache_memory_bytes or backend.cache_budget_bytes(options, model, layout, limits)
     blocks = num_blocks(layout, budget, limits.max_model_len, limits.max_num_seqs)
     pool = BlockPool(blocks, options.enable_prefix_caching)

@@ -23,7 +23,7 @@ from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.kernels.triton_builds import Build, foreseen
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
 from shoal_engine.limits import SchedulerLimits
-from shoal_engine.loading import build_model, limits_of
+from shoal_engine.loading import build_model, layout_of, limits_of
 from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.model_path import local_path
 from shoal_engine.models.llama import Llama
@@ -54,13 +54,7 @@ def _walk(options: ModelOptions) -> None:
     place, limits = backend.place, limits_of(options, config, backend.defaults)
     model = build_model(options, config, checkpoint, place)
     model.config = whole  # how long its steps take decides which of them are recorded
-    layout = CacheLayout(
-        config.num_layers,
-        config.num_kv_heads,
-        config.head_dim,
-        options.block_size,
-        place.cache_dtype.itemsize,
-    )
+    layout = layout_of(options, config, place)
     gpu_memory.largest_step(model, layout, limits, place)
     cache = empty_cache(layout, _BLOCKS, place)
     runner = backend.runner(model, cache, layout, limits)

@@ -103,10 +103,7 @@ class Exchange(Proxied):
         """From here on the client sees this replica's reply."""
         proxy, attempt = self._proxy, self._attempt
         assert attempt is not None
-        attempt.placement.first_byte()
-        attempt.placement.decision.status = head.status
-        if self._request.record is not None:
-            self._request.record.first_byte(head.status)
+        self._answered(attempt, head)
         endpoint = attempt.placement.endpoint
         # 503 and 429 say that it is busy, and a 4xx is the client's doing: neither is a fault.
         fault = head.status >= 500 and head.status != 503

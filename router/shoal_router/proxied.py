@@ -117,6 +117,13 @@ class Proxied(ABC):
         # After a stale connection a fresh one: the others in the pool may be as old.
         attempt.send(head, request.body, fresh=bool(self._history.stale))
 
+    def _answered(self, attempt: Attempt, head: ReplyHead) -> None:
+        """The attempt's reply has begun: its prompt is computed."""
+        attempt.placement.first_byte()
+        attempt.placement.decision.status = head.status
+        if self._request.record is not None:
+            self._request.record.first_byte(head.status)
+
     def _end_attempt(self, failure: str = "") -> Endpoint:
         """The attempt is over: take it off its replica's account."""
         proxy, attempt, record = self._proxy, self._attempt, self._request.record

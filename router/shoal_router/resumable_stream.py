@@ -104,10 +104,7 @@ class ResumableStream(Proxied):
         """A replica answers the request for the rest of the stream."""
         relay, attempt, metrics = self._relay, self._attempt, self._proxy.metrics
         assert attempt is not None
-        attempt.placement.first_byte()
-        attempt.placement.decision.status = head.status
-        if self._request.record is not None:
-            self._request.record.first_byte(head.status)
+        self._answered(attempt, head)
         state = state_of(head)
         if state is None:
             attempt.abort()

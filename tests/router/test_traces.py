@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from shoal_api.spans import SpanSender
 from tests.collector import Collected, Collector, collecting
@@ -11,38 +10,13 @@ from tests.router.conftest import Run
 from tests.router.resumable_engine import Engine, boundary
 from tests.router.resumed import STEPS, WHOLE, begun, fleet, whole_stream
 from tests.router.scripted import (
-    FAST,
-    LAST_CHUNK,
-    STREAM_HEAD,
-    Received,
     Replica,
     chat,
-    chunk,
     get,
     post,
-    reply,
     rig,
 )
-from tests.router.test_access_log import Lines
-
-USAGE = b'{"usage":{"prompt_tokens":30,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":16}}}'
-LOGGED = replace(FAST, access_log=True)
-TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-UNSAMPLED = TRACEPARENT[:-1] + "0"
-
-
-async def counted(request: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(reply(USAGE))
-
-
-async def streamed(request: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(STREAM_HEAD + chunk(b"data: {}\n\n"))
-    await asyncio.sleep(0.02)
-    writer.write(chunk(b"data: %b\n\ndata: [DONE]\n\n" % USAGE) + LAST_CHUNK)
-
-
-async def dies(request: Received, writer: asyncio.StreamWriter) -> None:
-    writer.transport.abort()
+from tests.router.told import LOGGED, TRACEPARENT, UNSAMPLED, Lines, dies, streamed
 
 
 async def traced(
