@@ -14,6 +14,7 @@ import grpc
 
 from shoal_api import router_state_pb2 as pb
 from shoal_api import router_state_pb2_grpc as rpc
+from shoal_api.grpc_port import bind
 from shoal_router.app import Router
 from shoal_router.discovery import Deployment
 from shoal_router.endpoints import Endpoint
@@ -51,14 +52,10 @@ class StateServer(rpc.RouterStateServicer):
         """Listen; returns the port. Raises OSError when the address cannot be had."""
         server = self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         rpc.add_RouterStateServicer_to_server(self, server)  # type: ignore[no-untyped-call]
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
+        bound = bind(server, host, port)
         await server.start()
         self._pulse = asyncio.get_running_loop().create_task(self._run())
-        return int(bound)
+        return bound
 
     async def stop(self) -> None:
         """End all streams."""

@@ -16,6 +16,7 @@ import grpc
 
 from shoal_api import engine_state_pb2 as pb
 from shoal_api import engine_state_pb2_grpc as rpc
+from shoal_api.grpc_port import bind
 from shoal_engine.server import health
 from shoal_engine.server.service import Service
 
@@ -49,13 +50,10 @@ class StateServer(rpc.EngineStateServicer):
         """Listen; returns the port. Raises OSError when the address cannot be had."""
         server = self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MOST_WATCHERS)
         rpc.add_EngineStateServicer_to_server(self, server)  # type: ignore[no-untyped-call]
-        try:
-            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
+        bound = bind(server, host, port)
         await server.start()
         self._pulse = asyncio.get_running_loop().create_task(self._run())
-        return int(bound)
+        return bound
 
     async def stop(self) -> None:
         """End all streams."""
