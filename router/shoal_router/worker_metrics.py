@@ -6,6 +6,7 @@ say is at most a second old.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,11 @@ class WorkerMetrics:
 
     def merged(self, own: bytes) -> bytes:
         """The text of all workers, `own` for this one."""
-        texts = {int(path.stem): path.read_bytes() for path in self._directory.glob("*.prom")}
-        return merge({**texts, self._number: own})
+        texts = {self._number: own}
+        for path in self._directory.glob("*.prom"):
+            with contextlib.suppress(FileNotFoundError):  # of one that died: its successor took it away just now
+                texts.setdefault(int(path.stem), path.read_bytes())
+        return merge(texts)
 
 
 def merge(texts: Mapping[int, bytes]) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal_api.exit_codes import ExitCode
-from shoal_router.worker_metrics import merge
+from shoal_router.worker_metrics import WorkerMetrics, merge
 from tests.router.scripted import LAST_CHUNK, PING, Client, Replica, chat, chunk, get, post, stream_until
 from tests.router.test_process import command, free_port, wait_until_ready
 
@@ -161,6 +161,14 @@ def test_in_a_cluster_several_processes_are_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == ExitCode.USAGE
     assert b"run more router pods" in done.stderr
+
+
+def test_a_text_that_vanishes_between_listing_and_reading_leaves_the_others(tmp_path: Path) -> None:
+    text = b"# HELP a A.\na %d\n"
+    WorkerMetrics(tmp_path, 1).put(text % 1)
+    (tmp_path / "2.prom").symlink_to(tmp_path / "gone")  # listed, and not there when it is opened
+    merged = WorkerMetrics(tmp_path, 0).merged(text % 3)
+    assert merged == b'# HELP a A.\na{worker="0"} 3\na{worker="1"} 1\n'
 
 
 def test_merged_metrics_have_each_family_once_and_every_sample_under_its_worker() -> None:
