@@ -3,6 +3,8 @@
 PYTHON ?= 3.11
 UV = $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 RUN := .venv/bin/
+# A file's tests share what they build: they stay in one process. More than four have no memory for torch on a laptop.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 help:  ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +19,15 @@ demo: setup  ## From a manifest to an answer on this machine, no cluster needed
 	@$(RUN)shoal demo
 
 test: setup  ## Run the whole test suite
-	$(RUN)python -m pytest
+	$(RUN)python -m pytest $(PARALLEL)
+
+compiled: setup  ## Lay the router out in build/compiled as the images have it: its hot path compiled (a C compiler; a minute)
+	@rm -rf build/compiled && mkdir -p build/compiled
+	@cp -r crds/shoal_api router/shoal_router build/compiled
+	$(RUN)python scripts/compile_router.py build/compiled
+
+test-compiled: compiled  ## The router's tests against that
+	$(RUN)python -m pytest $(PARALLEL) -o "pythonpath=. build/compiled operator engine" tests/router
 
 check: setup  ## Formatting, lint, types, import rules, generated files fresh
 	$(RUN)ruff format --check .
@@ -50,4 +60,4 @@ e2e: setup  ## Every scenario on that cluster, or on the one of KUBECONFIG (half
 cluster-down:  ## End it and give the machine back
 	@bash e2e/cluster/down.sh
 
-.PHONY: help setup demo test check generate format bench cluster images e2e cluster-down
+.PHONY: help setup demo test compiled test-compiled check generate format bench cluster images e2e cluster-down

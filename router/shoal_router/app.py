@@ -23,6 +23,7 @@ from shoal_router.discovery import Address, Discovery
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.engine_link import EngineLinks, Open, watch
 from shoal_router.errors import RouterError
+from shoal_router.fields import read_fields
 from shoal_router.gate import Gate
 from shoal_router.health import Health
 from shoal_router.journal import Journal
@@ -34,7 +35,7 @@ from shoal_router.placement import Placer
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prices import LearnedPrices
-from shoal_router.prompt import read_fields, read_prompt
+from shoal_router.prompt import read_prompt
 from shoal_router.proxy import Proxy
 from shoal_router.request import Request
 from shoal_router.routes import ROUTES

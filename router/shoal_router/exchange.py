@@ -76,7 +76,7 @@ class Exchange(Proxied):
         endpoint = self._end_attempt(failure)
         if failure is Failure.FULL:
             # No fault, and no retry that the budget counts: the next report, or an end there, opens it again.
-            endpoint.ceiling = endpoint.in_flight + endpoint.elsewhere
+            endpoint.ceiling = float(endpoint.in_flight + endpoint.elsewhere)
             proxy.metrics.retries[failure] += 1
             self.attempt()
             return

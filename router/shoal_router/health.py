@@ -19,7 +19,7 @@ from shoal_router.control import Fetched, fetch
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.engine_metrics import read_metrics
 from shoal_router.errors import BadReply
-from shoal_router.models import read_listing
+from shoal_router.model_listing import read_listing
 from shoal_router.standing import Outcome, State
 
 log = logging.getLogger(__name__)

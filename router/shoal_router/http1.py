@@ -92,13 +92,13 @@ class RequestReader:
                 return
         self._read_bytes = len(data)
         self._later_bytes += self._read_bytes
-        self._last = None
         try:
             self._parser.feed_data(data)
+            last, self._last = self._last, None
             if self.phase:
                 self._check_unfinished()
-            elif begins and self._last is not None:
-                self._repeated = repeated_head(data, self._last)
+            elif begins and last is not None:
+                self._repeated = repeated_head(data, last)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, RouterError):

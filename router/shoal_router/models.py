@@ -19,23 +19,6 @@ from shoal_router.standing import State
 _ROUTABLE = (State.HEALTHY, State.HALF_OPEN)
 
 
-class _Listing(msgspec.Struct):
-    data: list[msgspec.Raw] = []
-
-
-class _Entry(msgspec.Struct):
-    id: str
-
-
-_decode_listing = msgspec.json.Decoder(_Listing).decode
-_decode_entry = msgspec.json.Decoder(_Entry).decode
-
-
-def read_listing(body: bytes) -> tuple[tuple[str, bytes], ...]:
-    """Ids and JSON objects of a /v1/models reply. Raises msgspec.MsgspecError when it is none."""
-    return tuple((_decode_entry(raw).id, bytes(raw)) for raw in _decode_listing(body).data)
-
-
 class ModelTable:
     """Model -> replicas, computed when first asked after a change. `routing` is for models without a deployment."""
 

@@ -34,8 +34,10 @@ class RepeatedHead:
             return None
         start = len(before)
         end = data.find(b"\r", start, start + MOST_DIGITS + 1)
+        if end < 0:
+            return None
         digits = data[start:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(after, end):
+        if not digits.isdigit() or not data.startswith(after, end):
             return None
         body_at = end + len(after)
         length = int(digits)

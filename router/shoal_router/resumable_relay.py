@@ -108,8 +108,9 @@ class ResumableRelay:
             line_end = data.find(b"\n", start)
             event_end = data.find(b"\n", line_end + 1)
             if (
-                not data.startswith(_TOKENS_LINE, start)
-                or data[event_end : event_end + 4] != b"\n\n\r\n"
+                not at + 2 < start <= line_end < event_end
+                or not data.startswith(_TOKENS_LINE, start)
+                or not data.startswith(b"\n\n\r\n", event_end)
                 or data[at : start - 2] != b"%x" % (event_end + 2 - start)
             ):
                 break

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.canonical import canonical
-from shoal_router.prompt import Work, read_fields, read_prompt
+from shoal_router.fields import read_fields
+from shoal_router.prompt import Work, read_prompt
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 MESSAGES = st.lists(

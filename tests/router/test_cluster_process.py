@@ -15,7 +15,7 @@ from shoal_api import router_state_pb2 as pb
 from shoal_api import router_state_pb2_grpc as rpc
 from tests.router.cluster import DEPLOYMENTS, PODS, Cluster, llm, pod
 from tests.router.scripted import Client, Replica, post
-from tests.router.test_process import ROOT, free_port, wait_until_ready
+from tests.router.test_process import ENVIRONMENT, free_port, wait_until_ready
 
 
 def kubeconfig(at: Path, port: int) -> Path:
@@ -38,8 +38,7 @@ def test_router_process_routes_and_tells_its_state(tmp_path: Path) -> None:
         server = await asyncio.start_server(cluster.serve, "127.0.0.1", 0)
         config = kubeconfig(tmp_path, server.sockets[0].getsockname()[1])
         environment = {
-            "PYTHONPATH": f"{ROOT / 'router'}:{ROOT / 'crds'}",
-            "PATH": "/usr/bin:/bin",
+            **ENVIRONMENT,
             "KUBECONFIG": str(config),
             "POD_NAME": "router-0",
         }

@@ -17,7 +17,7 @@ from schemathesis.generation import GenerationMode
 
 from tests.engine.server.running import Running, serving, until
 from tests.engine.server.scripted_engine import Script
-from tests.router.test_process import ROOT, command, free_port
+from tests.router.test_process import ENVIRONMENT, command, free_port
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize")
 
@@ -32,9 +32,8 @@ def engine() -> Iterator[Running]:
 def router(engine: Running) -> Iterator[str]:
     """URL of a router in front of the engine."""
     port = free_port()
-    environment = {"PYTHONPATH": f"{ROOT / 'router'}:{ROOT / 'crds'}", "PATH": "/usr/bin:/bin"}
     flags = ("--endpoint", engine.url, "--port", str(port))
-    process = subprocess.Popen(command(*flags), env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*flags), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:

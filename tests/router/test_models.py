@@ -10,7 +10,8 @@ import pytest
 from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
 from shoal_router.errors import BadRequest, ModelNotFound, NoReplicaReady
-from shoal_router.models import ModelTable, read_listing
+from shoal_router.model_listing import read_listing
+from shoal_router.models import ModelTable
 from shoal_router.pool import Pool
 from shoal_router.standing import ABSENT, HEALTHY, Standing, State
 

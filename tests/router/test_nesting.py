@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal_router.errors import BadRequest
+from shoal_router.fields import read_fields
 from shoal_router.nesting import MOST_LEVELS, too_deep
-from shoal_router.prompt import read_fields
 
 # Strings that look like brackets, quotes and escapes are where a count goes wrong.
 STRINGS = st.text(st.sampled_from('[]{}"\\\\nx\n\u00e9'), max_size=12)

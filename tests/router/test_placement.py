@@ -13,13 +13,14 @@ from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
 from shoal_router.errors import NoReplicaReady
+from shoal_router.fields import read_fields
 from shoal_router.models import ModelTable
 from shoal_router.placement import Placement, Placer
 from shoal_router.policy import Weights
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prices import LearnedPrices
-from shoal_router.prompt import Prompt, Work, read_fields, read_prompt
+from shoal_router.prompt import Prompt, Work, read_prompt
 from shoal_router.routing import Routing
 from shoal_router.standing import ABSENT, HEALTHY, Standing, State
 from shoal_router.usage import BytesPerToken, Usage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import shoal_api
+import shoal_router
 from shoal_api.exit_codes import ExitCode
 from shoal_api.options import RouterOptions
 from shoal_router.settings import RouterSettings
@@ -29,7 +32,9 @@ from tests.router.scripted import (
     stream_until,
 )
 
-ROOT = Path(__file__).parents[2]
+# The packages that these tests themselves run: the sources, or those that `make compiled` made.
+PACKAGES = os.pathsep.join(str(Path(each.__path__[0]).parent) for each in (shoal_router, shoal_api))
+ENVIRONMENT = {"PYTHONPATH": PACKAGES, "PATH": "/usr/bin:/bin"}
 
 
 def command(*flags: str) -> list[str]:
@@ -43,7 +48,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    return {"PYTHONPATH": f"{ROOT / 'router'}:{ROOT / 'crds'}", "PATH": "/usr/bin:/bin"}
+    return dict(ENVIRONMENT)
 
 
 async def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.errors import BadRequest
-from shoal_router.prompt import MAX_HASHED_BYTES, Prompt, Work, read_fields, read_prompt
+from shoal_router.fields import read_fields
+from shoal_router.prompt import MAX_HASHED_BYTES, Prompt, Work, read_prompt
 
 
 def prompt(work: Work = Work.GENERATE, model: str = "m", **body: Any) -> Prompt:

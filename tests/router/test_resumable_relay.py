@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from shoal_router.connection import ClientConnection
 from shoal_router.errors import BadReply
 from shoal_router.event_reader import MAX_EVENT_BYTES, EventReader
+from shoal_router.listener import ConnectionSettings, Listener
+from shoal_router.request import Request
 from shoal_router.resumable_relay import ResumableRelay
 from shoal_router.resume import Progress
 from shoal_router.upstream import ReplyHead
@@ -22,28 +24,45 @@ from tests.router.scripted import LAST_CHUNK, chunk
 HEAD = ReplyHead(200, [(b"content-type", b"text/event-stream")], b"text/event-stream", True, False)
 
 
-class Screen:
-    """A client that keeps what it is sent."""
-
-    closes_after_reply = False
+class Screen(asyncio.Transport):
+    """The transport of a client that has asked, which keeps what it is sent."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.written: list[bytes] = []
-        self.finished: list[bool] = []
+        self.closed = False
+        self.asked = 0  # requests that the router has begun to answer
+        listener = Listener(
+            ConnectionSettings(), vet=_nothing, answer=self._count, count_error=_nothing, now=lambda: 0.0
+        )
+        self.client = listener.make_connection()
+        self.client.connection_made(self)
+        self.ask()
 
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
+    def ask(self) -> None:
+        self.client.data_received(b"GET / HTTP/1.1\r\nhost: shoal\r\n\r\n")
 
-    def finish(self, *, close: bool) -> None:
-        self.finished.append(close)
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def _count(self, request: Request, client: ClientConnection) -> None:
+        self.asked += 1
+
+
+def _nothing(_: object) -> None: ...
 
 
 def relay_to(
     screen: Screen, *, http10: bool = False, head: ReplyHead = HEAD
 ) -> tuple[ResumableRelay, list[object]]:
     words: list[object] = []
-    client = cast(ClientConnection, screen)
-    relay = ResumableRelay(client, head, Progress(b"s"), words.append, http10=http10)
+    relay = ResumableRelay(screen.client, head, Progress(b"s"), words.append, http10=http10)
     relay.start(b"", b"")
     screen.written.clear()
     return relay, words
@@ -77,7 +96,9 @@ def test_stream_of_any_chunks_reads_and_deaths_is_the_undisturbed_one(
     assert (got.body if got else sent) == seen_by_client(STEPS)
     assert got is None or got.ended
     assert progress.ids.tolist() == ids_of(STEPS)
-    assert screen.finished == [False]
+    screen.ask()
+    assert screen.asked == 2, "the reply is over"
+    assert not screen.closed
     assert not words
 
 
@@ -194,4 +215,4 @@ def test_unframed_reply_is_passed_on_unframed() -> None:
         relay.piece(piece)
     relay.finish()
     assert b"".join(screen.written) == seen_by_client(STEPS)
-    assert screen.finished == [True]
+    assert screen.closed

@@ -16,10 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shoal_api.exit_codes import ExitCode
 from shoal_router.worker_metrics import WorkerMetrics, merge
 from tests.router.scripted import LAST_CHUNK, PING, Client, Replica, chat, chunk, get, post, stream_until
-from tests.router.test_process import command, free_port, wait_until_ready
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"PYTHONPATH": f"{ROOT / 'router'}:{ROOT / 'crds'}", "PATH": "/usr/bin:/bin"}
+from tests.router.test_process import ENVIRONMENT, command, free_port, wait_until_ready
 
 
 def children(pid: int) -> list[int]:
