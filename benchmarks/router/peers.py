@@ -1,4 +1,4 @@
-"""Routers to compare: ours from this checkout, the others from PyPI into an environment of their own.
+"""Routers to compare: ours from this checkout, compiled as in its image; the others from PyPI in their own environment.
 
     python benchmarks/router/peers.py            # install them into ~/.cache/shoal/bench
 
@@ -17,6 +17,8 @@ from pathlib import Path
 from load import KEY
 
 ENVIRONMENT = Path(os.environ.get("SHOAL_BENCH_ENV", Path.home() / ".cache" / "shoal" / "bench"))
+ROOT = Path(__file__).parents[2]
+COMPILED = ROOT / "build" / "compiled"  # ours as its image has it
 PACKAGES = ("sglang-router==0.3.2", "vllm-router==0.1.17", "smg==1.13.0")
 
 
@@ -44,7 +46,18 @@ class Peer:
 OURS = Peer(
     "shoal",
     version("shoal"),
-    (sys.executable, "-m", "shoal_router", "--port", "{port}", "--api-key", KEY, "{endpoints}"),
+    (
+        "env",
+        f"PYTHONPATH={COMPILED}",
+        sys.executable,
+        "-m",
+        "shoal_router",
+        "--port",
+        "{port}",
+        "--api-key",
+        KEY,
+        "{endpoints}",
+    ),
 )
 
 
@@ -62,7 +75,8 @@ PEERS = (
 
 
 def install() -> None:
-    """Make the environment with the peers in it, if it is not there yet."""
+    """Compile ours as it is now; make the environment with the peers in it, if it is not there yet."""
+    subprocess.run(["make", "-s", "-C", ROOT, "compiled"], check=True, stdout=subprocess.DEVNULL)
     if (ENVIRONMENT / "bin" / "smg").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
