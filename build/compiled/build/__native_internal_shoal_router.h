@@ -1021,6 +1021,8 @@ extern PyObject *CPyPy_models____describe(PyObject *self, PyObject *const *args,
 extern char CPyDef_models_____top_level__(void);
 extern char CPyDef_nesting___too_deep(PyObject *cpy_r_text);
 extern PyObject *CPyPy_nesting___too_deep(PyObject *self, PyObject *const *args, size_t nargs, PyObject *kwnames);
+extern CPyTagged CPyDef_nesting____count(PyObject *cpy_r_text, PyObject *cpy_r_bracket);
+extern PyObject *CPyPy_nesting____count(PyObject *self, PyObject *const *args, size_t nargs, PyObject *kwnames);
 extern char CPyDef_nesting_____top_level__(void);
 extern PyTypeObject *CPyType_placement___Placement;
 extern PyTypeObject *CPyType_placement___Placer;
