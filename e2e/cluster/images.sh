@@ -33,7 +33,7 @@ checks() {
 requirements() { sha256sum <"$HERE/../../$1/requirements.txt" | cut -c1-12; }
 
 context() { # what a build may see, always of the same age: buildah's layer cache looks at times and owners
-    local paths="pyproject.toml README.md LICENSE scripts/build-requirements.txt crds/shoal_api"
+    local paths="pyproject.toml README.md LICENSE scripts/build-requirements.txt scripts/compile-requirements.txt scripts/compile_router.py crds/shoal_api"
     for program in $PROGRAMS; do paths+=" $program/Dockerfile $program/requirements.txt $program/shoal_$program"; done
     mkdir "$WORK/context"
     (cd "$HERE/../.." && tar -c --mtime=@0 --owner=0 --group=0 --mode=u=rwX,go=rX --exclude=__pycache__ $paths) |
