@@ -59,14 +59,6 @@ typedef struct tuple_T0 {
 } tuple_T0;
 #endif
 
-#ifndef MYPYC_DECLARED_tuple_T2OI
-#define MYPYC_DECLARED_tuple_T2OI
-typedef struct tuple_T2OI {
-    PyObject *f0;
-    CPyTagged f1;
-} tuple_T2OI;
-#endif
-
 #ifndef MYPYC_DECLARED_tuple_T2IO
 #define MYPYC_DECLARED_tuple_T2IO
 typedef struct tuple_T2IO {
@@ -104,31 +96,20 @@ typedef struct tuple_T3CIO {
 } tuple_T3CIO;
 #endif
 
-#ifndef MYPYC_DECLARED_tuple_T4OOOO
-#define MYPYC_DECLARED_tuple_T4OOOO
-typedef struct tuple_T4OOOO {
-    PyObject *f0;
-    PyObject *f1;
-    PyObject *f2;
-    PyObject *f3;
-} tuple_T4OOOO;
-#endif
-
-#ifndef MYPYC_DECLARED_tuple_T3OII
-#define MYPYC_DECLARED_tuple_T3OII
-typedef struct tuple_T3OII {
-    PyObject *f0;
-    CPyTagged f1;
-    CPyTagged f2;
-} tuple_T3OII;
-#endif
-
 #ifndef MYPYC_DECLARED_tuple_T2OF
 #define MYPYC_DECLARED_tuple_T2OF
 typedef struct tuple_T2OF {
     PyObject *f0;
     double f1;
 } tuple_T2OF;
+#endif
+
+#ifndef MYPYC_DECLARED_tuple_T2OI
+#define MYPYC_DECLARED_tuple_T2OI
+typedef struct tuple_T2OI {
+    PyObject *f0;
+    CPyTagged f1;
+} tuple_T2OI;
 #endif
 
 #ifndef MYPYC_DECLARED_tuple_T16FFFFFFFFFFFFFFFF
@@ -158,6 +139,16 @@ typedef struct tuple_T16FFFFFFFFFFFFFFFF {
 typedef struct tuple_T1O {
     PyObject *f0;
 } tuple_T1O;
+#endif
+
+#ifndef MYPYC_DECLARED_tuple_T4OOOO
+#define MYPYC_DECLARED_tuple_T4OOOO
+typedef struct tuple_T4OOOO {
+    PyObject *f0;
+    PyObject *f1;
+    PyObject *f2;
+    PyObject *f3;
+} tuple_T4OOOO;
 #endif
 
 #ifndef MYPYC_DECLARED_tuple_T4OOT0C
@@ -242,109 +233,6 @@ typedef struct {
     char __releasing;
     char __closed;
 } shoal_router___admission___AdmissionObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    PyObject *__settings;
-    PyObject *_discovery;
-    PyObject *__loop;
-    PyObject *__server;
-    PyObject *__sweeper;
-    char __closed;
-    PyObject *__request_ids;
-    PyObject *__id_prefix;
-    PyObject *_endpoints;
-    PyObject *_index;
-    PyObject *_metrics;
-    PyObject *_demand;
-    PyObject *__ratios;
-    PyObject *__models;
-    PyObject *__health;
-    PyObject *_gate;
-    PyObject *__links;
-    PyObject *__admission;
-    PyObject *__proxy;
-    PyObject *__listener;
-    PyObject *__local;
-    PyObject *__sender;
-    PyObject *__access_log_stream;
-    PyObject *__access_log;
-} shoal_router___app___RouterObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    PyObject *___mypyc_self__;
-    PyObject *_self;
-} shoal_router___app_____init___3_Router_envObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    vectorcallfunc vectorcall;
-    PyObject *___mypyc_env__;
-} shoal_router___app_____mypyc_lambda__0___3_init___3_Router_objObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    vectorcallfunc vectorcall;
-    PyObject *___mypyc_env__;
-} shoal_router___app_____mypyc_lambda__1___3_init___3_Router_objObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__3_shoal_router___app___start_Router_gen_0;
-    PyObject *___mypyc_temp__3_shoal_router___app___start_Router_gen_1;
-} shoal_router___app___start_Router_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    uint32_t bitmap;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    double ___mypyc_generator_frame_attribute__drain_timeout_s;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_0;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_1;
-    char ___mypyc_generator_frame_attribute__done;
-    char ___mypyc_temp__3_shoal_router___app___stop_Router_gen_3;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_4;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_5;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_6;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_7;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_8;
-    PyObject *___mypyc_temp__3_shoal_router___app___stop_Router_gen_9;
-    PyObject *___mypyc_temp__2_shoal_router___app___stop_Router_gen_0;
-    PyObject *___mypyc_temp__2_shoal_router___app___stop_Router_gen_1;
-} shoal_router___app___stop_Router_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    uint32_t bitmap;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    double ___mypyc_generator_frame_attribute__timeout_s;
-    int32_t ___mypyc_next_label__;
-    double ___mypyc_generator_frame_attribute__deadline;
-    PyObject *___mypyc_temp__3_shoal_router___app____drained_Router_gen_1;
-} shoal_router___app____drained_Router_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__3_shoal_router___app____sweep_Router_gen_0;
-} shoal_router___app____sweep_Router_genObject;
 
 typedef struct {
     PyObject_HEAD
@@ -623,128 +511,6 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     CPyVTableItem *vtable;
-    uint32_t bitmap;
-    double _interval_s;
-    double _timeout_s;
-    PyObject *_api_key;
-} shoal_router___health___HealthSettingsObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    PyObject *__settings;
-    PyObject *__endpoints;
-    PyObject *__now;
-    PyObject *__on_restart;
-    PyObject *__tasks;
-    PyObject *__wakes;
-} shoal_router___health___HealthObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__3_shoal_router___health___stop_Health_gen_0;
-} shoal_router___health___stop_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    PyObject *___mypyc_generator_frame_attribute__endpoint;
-    int32_t ___mypyc_next_label__;
-    CPyTagged ___mypyc_generator_frame_attribute__checks;
-    PyObject *___mypyc_temp__3_shoal_router___health____run_Health_gen_1;
-    PyObject *___mypyc_temp__3_shoal_router___health____run_Health_gen_2;
-} shoal_router___health____run_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    PyObject *___mypyc_generator_frame_attribute__endpoint;
-    char ___mypyc_generator_frame_attribute__ask_models;
-    int32_t ___mypyc_next_label__;
-    char ___mypyc_generator_frame_attribute__known;
-    PyObject *___mypyc_temp__3_shoal_router___health____check_Health_gen_1;
-    PyObject *___mypyc_temp__3_shoal_router___health____check_Health_gen_2;
-} shoal_router___health____check_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    uint32_t bitmap;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    PyObject *___mypyc_generator_frame_attribute__endpoint;
-    PyObject *___mypyc_generator_frame_attribute__wake;
-    int32_t ___mypyc_next_label__;
-    double ___mypyc_generator_frame_attribute__pause_s;
-    char ___mypyc_temp__3_shoal_router___health____pause_Health_gen_1;
-    PyObject *___mypyc_temp__3_shoal_router___health____pause_Health_gen_2;
-    PyObject *___mypyc_temp__3_shoal_router___health____pause_Health_gen_3;
-    tuple_T3OOO ___mypyc_temp__3_shoal_router___health____pause_Health_gen_4;
-    PyObject *___mypyc_temp__3_shoal_router___health____pause_Health_gen_5;
-    tuple_T3OOO ___mypyc_temp__3_shoal_router___health____pause_Health_gen_6;
-    PyObject *___mypyc_temp__3_shoal_router___health____pause_Health_gen_7;
-    PyObject *___mypyc_temp__3_shoal_router___health____pause_Health_gen_8;
-    PyObject *___mypyc_temp__2_shoal_router___health____pause_Health_gen_0;
-    PyObject *___mypyc_temp__2_shoal_router___health____pause_Health_gen_1;
-} shoal_router___health____pause_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    PyObject *___mypyc_generator_frame_attribute__endpoint;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__3_shoal_router___health____check_ready_Health_gen_0;
-    PyObject *___mypyc_temp__3_shoal_router___health____check_ready_Health_gen_1;
-} shoal_router___health____check_ready_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    PyObject *___mypyc_generator_frame_attribute__endpoint;
-    char ___mypyc_generator_frame_attribute__ask_models;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_generator_frame_attribute__before;
-    PyObject *___mypyc_temp__3_shoal_router___health____check_report_Health_gen_1;
-    PyObject *___mypyc_temp__3_shoal_router___health____check_report_Health_gen_2;
-} shoal_router___health____check_report_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    PyObject *___mypyc_generator_frame_attribute__endpoint;
-    int32_t ___mypyc_next_label__;
-    CPyTagged ___mypyc_generator_frame_attribute__own;
-    PyObject *___mypyc_temp__3_shoal_router___health____poll_load_Health_gen_1;
-} shoal_router___health____poll_load_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__self;
-    PyObject *___mypyc_generator_frame_attribute__endpoint;
-    PyObject *___mypyc_generator_frame_attribute__path;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__3_shoal_router___health____fetch_Health_gen_0;
-} shoal_router___health____fetch_Health_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
     CPyTagged _head_bytes;
     CPyTagged _header_count;
     CPyTagged _body_bytes;
@@ -992,6 +758,17 @@ typedef struct {
     double _near_requests;
     double _returning;
 } shoal_router___policy___WeightsObject;
+
+typedef struct {
+    PyObject_HEAD
+    CPyVTableItem *vtable;
+    CPyTagged _identity;
+    double _cached;
+    double _queued;
+    double _in_flight;
+    double _seats;
+    char _drawn;
+} shoal_router___policy___CandidateObject;
 
 typedef struct {
     PyObject_HEAD
