@@ -24,7 +24,8 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("", "crds", "router")]
+PACKAGES = ("build/compiled",) if "--compiled" in sys.argv else ("crds", "router")  # needed before imports
+sys.path[:0] = [str(ROOT / folder) for folder in ("", *PACKAGES)]
 
 with atheris.instrument_imports(include=["shoal_router", "h11"]):
     from tests.router.http_oracle import disagreement
@@ -146,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--executions", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=inf, help="end after so long, whatever was done")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--compiled", action="store_true", help="what `make compiled` made; h11 alone guides then"
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "corpus")
