@@ -25,7 +25,7 @@ import uvloop
 from fleet import LOAD_CORE, Fleet, cpu_seconds
 from load import KEY, chat, percentile
 from open_loop import OpenTenant, Outcomes
-from peers import OURS
+from peers import OURS, compile_ours
 
 POLITE, FLOOD = "polite-tenant-key", "flooding-tenant-key"
 POLITE_SHARE = 0.3
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="of each overload")
     parser.add_argument("--times", default="2,5", help="how many times the capacity is asked")
     flags = parser.parse_args()
+    compile_ours()
     os.sched_setaffinity(0, {LOAD_CORE})
     raise SystemExit(not uvloop.run(run(flags.seconds, [float(each) for each in flags.times.split(",")])))
 

@@ -74,9 +74,14 @@ PEERS = (
 )
 
 
-def install() -> None:
-    """Compile ours as it is now; make the environment with the peers in it, if it is not there yet."""
+def compile_ours() -> None:
+    """Compile ours as it is now."""
     subprocess.run(["make", "-s", "-C", ROOT, "compiled"], check=True, stdout=subprocess.DEVNULL)
+
+
+def install() -> None:
+    """Compile ours, and make the environment with the peers in it, if it is not there yet."""
+    compile_ours()
     if (ENVIRONMENT / "bin" / "smg").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)

@@ -24,7 +24,7 @@ from fleet import LOAD_CORE, ROUTER_CORE, free_ports, start, wait_for
 from load import chat, percentile
 from open_loop import OpenTenant
 from overload import rss
-from peers import OURS
+from peers import OURS, compile_ours
 
 HEALTHY_RATE = 100.0
 ANSWER_TOKENS = 20
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--trickles", type=int, default=2000)
     parser.add_argument("--bodies", type=int, default=0, help="clients that leave a body of 6 MB unfinished")
     flags = parser.parse_args()
+    compile_ours()
     os.sched_setaffinity(0, {LOAD_CORE})
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
