@@ -19,7 +19,7 @@ from setuptools import Distribution
 
 # The modules that a request passes. Not: app and health, which start and watch the process with libraries that do not
 # always give what their types say, and an extension checks that; fields and model_listing, as msgspec decodes by
-# annotations, and mypyc does not keep them.
+# annotations, and mypyc does not keep them; metrics, where an int given for a float would be printed as one.
 MODULES = [
     "shoal_api/request_prefix",
     "shoal_router/admission",
@@ -41,7 +41,6 @@ MODULES = [
     "shoal_router/interrupted",
     "shoal_router/keys",
     "shoal_router/listener",
-    "shoal_router/metrics",
     "shoal_router/models",
     "shoal_router/nesting",
     "shoal_router/placement",

@@ -104,36 +104,6 @@ typedef struct tuple_T2OF {
 } tuple_T2OF;
 #endif
 
-#ifndef MYPYC_DECLARED_tuple_T2OI
-#define MYPYC_DECLARED_tuple_T2OI
-typedef struct tuple_T2OI {
-    PyObject *f0;
-    CPyTagged f1;
-} tuple_T2OI;
-#endif
-
-#ifndef MYPYC_DECLARED_tuple_T16FFFFFFFFFFFFFFFF
-#define MYPYC_DECLARED_tuple_T16FFFFFFFFFFFFFFFF
-typedef struct tuple_T16FFFFFFFFFFFFFFFF {
-    double f0;
-    double f1;
-    double f2;
-    double f3;
-    double f4;
-    double f5;
-    double f6;
-    double f7;
-    double f8;
-    double f9;
-    double f10;
-    double f11;
-    double f12;
-    double f13;
-    double f14;
-    double f15;
-} tuple_T16FFFFFFFFFFFFFFFF;
-#endif
-
 #ifndef MYPYC_DECLARED_tuple_T1O
 #define MYPYC_DECLARED_tuple_T1O
 typedef struct tuple_T1O {
@@ -199,6 +169,14 @@ typedef struct tuple_T9OOOOOOOOO {
     PyObject *f7;
     PyObject *f8;
 } tuple_T9OOOOOOOOO;
+#endif
+
+#ifndef MYPYC_DECLARED_tuple_T2OI
+#define MYPYC_DECLARED_tuple_T2OI
+typedef struct tuple_T2OI {
+    PyObject *f0;
+    CPyTagged f1;
+} tuple_T2OI;
 #endif
 
 #ifndef MYPYC_DECLARED_tuple_T5OOOOO
@@ -615,101 +593,6 @@ typedef struct {
     PyObject *_journal;
     char _draining;
 } shoal_router___listener___ListenerObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    PyObject *_bounds;
-    PyObject *_counts;
-    double _total;
-} shoal_router___metrics___HistogramObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    PyObject *_requests;
-    PyObject *_errors;
-    PyObject *_recent_errors;
-    PyObject *_retries;
-    PyObject *_resumes;
-    CPyTagged _resumed_tokens;
-    PyObject *_queue_refusals;
-    PyObject *_queue_wait;
-    PyObject *_duration;
-    PyObject *_first_byte;
-    CPyTagged _broken_replies;
-    CPyTagged _client_disconnects;
-} shoal_router___metrics___MetricsObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    PyObject *___mypyc_self__;
-} shoal_router___metrics____endpoints_envObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_env__;
-    PyObject *___mypyc_generator_frame_attribute__endpoints;
-    PyObject *___mypyc_generator_frame_attribute__index;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_generator_frame_attribute__each;
-    PyObject *___mypyc_temp__3_shoal_router___metrics____endpoints_gen_0;
-    PyObject *___mypyc_generator_frame_attribute__gauges;
-    CPyTagged ___mypyc_temp__3_shoal_router___metrics____endpoints_gen_2;
-    PyObject *___mypyc_temp__3_shoal_router___metrics____endpoints_gen_3;
-    PyObject *___mypyc_generator_frame_attribute__counters;
-    CPyTagged ___mypyc_temp__3_shoal_router___metrics____endpoints_gen_5;
-    PyObject *___mypyc_temp__3_shoal_router___metrics____endpoints_gen_6;
-    int64_t ___mypyc_temp__2_shoal_router___metrics____endpoints_gen_0;
-    PyObject *___mypyc_temp__2_shoal_router___metrics____endpoints_gen_1;
-    int64_t ___mypyc_temp__2_shoal_router___metrics____endpoints_gen_2;
-    PyObject *___mypyc_temp__2_shoal_router___metrics____endpoints_gen_3;
-} shoal_router___metrics____endpoints_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    vectorcallfunc vectorcall;
-    PyObject *___mypyc_env__;
-} shoal_router___metrics___each__endpoints_objObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__name;
-    PyObject *___mypyc_generator_frame_attribute__text;
-    PyObject *___mypyc_generator_frame_attribute__values;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__2_shoal_router___metrics___counter_gen_0;
-} shoal_router___metrics___counter_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__name;
-    PyObject *___mypyc_generator_frame_attribute__text;
-    PyObject *___mypyc_generator_frame_attribute__values;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_temp__2_shoal_router___metrics___gauge_gen_0;
-} shoal_router___metrics___gauge_genObject;
-
-typedef struct {
-    PyObject_HEAD
-    CPyVTableItem *vtable;
-    uint32_t mypyc_running;
-    PyObject *___mypyc_generator_frame_attribute__name;
-    PyObject *___mypyc_generator_frame_attribute__text;
-    PyObject *___mypyc_generator_frame_attribute__histogram;
-    int32_t ___mypyc_next_label__;
-    PyObject *___mypyc_generator_frame_attribute__full;
-    CPyTagged ___mypyc_generator_frame_attribute__below;
-    PyObject *___mypyc_temp__2_shoal_router___metrics___histogram_gen_0;
-} shoal_router___metrics___histogram_genObject;
 
 typedef struct {
     PyObject_HEAD

@@ -32,9 +32,8 @@ class WorkerMetrics:
         """The text of all workers, `own` for this one."""
         texts = {self._number: own}
         for path in self._directory.glob("*.prom"):
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # of one that died: its successor took it away just now
+            # One that was listed and is gone was of a worker that died: its successor took it away just now.
+            with contextlib.suppress(FileNotFoundError):
                 texts.setdefault(int(path.stem), path.read_bytes())
         return merge(texts)
 
