@@ -1,1 +1,0 @@
-"""The contract all Shoal programs agree on: the LLMDeployment resource, its options, names, block hashes."""

@@ -1,1 +1,0 @@
-"""The router: one OpenAI-compatible endpoint in front of many engines."""
