@@ -140,6 +140,10 @@ class Endpoint:
         self.seats = report.seats
         self.ceiling = report.max_requests or inf
 
+    def refused(self) -> None:
+        """It has just said that it is full; its next report, or the end of a request there, opens it again."""
+        self.ceiling = float(self.in_flight + self.elsewhere)
+
     def charge(self, tokens: float, stamp: int) -> None:
         """A request with this many uncached prompt tokens is on its way there."""
         self.in_flight += 1

@@ -75,8 +75,8 @@ class Exchange(Proxied):
         proxy, past = self._proxy, self._history
         endpoint = self._end_attempt(failure)
         if failure is Failure.FULL:
-            # No fault, and no retry that the budget counts: the next report, or an end there, opens it again.
-            endpoint.ceiling = float(endpoint.in_flight + endpoint.elsewhere)
+            # No fault, and no retry that the budget counts.
+            endpoint.refused()
             proxy.metrics.retries[failure] += 1
             self.attempt()
             return

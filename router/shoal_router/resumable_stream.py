@@ -90,7 +90,7 @@ class ResumableStream(Proxied):
         """A replica did not begin to go on."""
         endpoint = self._end_attempt(failure)
         if failure is Failure.FULL:
-            endpoint.ceiling = float(endpoint.in_flight + endpoint.elsewhere)
+            endpoint.refused()
             self.attempt()
             return
         self._observe(endpoint, failure)
