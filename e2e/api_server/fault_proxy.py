@@ -1,4 +1,4 @@
-"""An HTTP proxy before the API server, for an operator that is a real process: it numbers the writes and kills at one.
+"""An HTTP proxy before the API server, for an operator that is a real process: it lists the writes and kills at one.
 
 Plain HTTP to the operator, by a kubeconfig that points here; HTTPS and the administrator's token to the API server.
 Leases are not counted: when they are written depends on the clock.
@@ -22,7 +22,10 @@ DROPPED = ("host", "content-length", "transfer-encoding", "connection", "accept-
 
 
 class FaultProxy:
-    """Use as an async context manager. `kill` is called around the write number `at`, and its reply never comes."""
+    """Use as an async context manager. `kill` is called around the first write of kind `at`; its reply never comes.
+
+    By kind and not by number: in which order an operator writes to several objects depends on its watches' timing.
+    """
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -31,7 +34,7 @@ class FaultProxy:
         self._config = config
         self.kubeconfig = folder / "kubeconfig-of-proxy"
         self.writes: list[str] = []
-        self.at = 0
+        self.at = ""
         self.committed = False
         self.kill: Callable[[], None] = lambda: None
         self.killed = asyncio.Event()
@@ -63,8 +66,8 @@ class FaultProxy:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        number = self._number(request)
-        if number and number == self.at and not self.committed:
+        fatal = self._listed(request) and self.at and kind_of(self.writes[-1]) == self.at
+        if fatal and not self.committed:
             return self._end(request)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in DROPPED}
         headers["authorization"] = f"Bearer {self._token}"
@@ -72,7 +75,7 @@ class FaultProxy:
         async with self._client.request(
             request.method, url, data=body or None, headers=headers, skip_auto_headers=("content-type",)
         ) as reply:
-            if number and number == self.at:
+            if fatal:
                 await reply.read()
                 return self._end(request)
             return await self._pass_on(request, reply)
@@ -91,19 +94,26 @@ class FaultProxy:
             self._watches.remove(request)
         return answer
 
-    def _number(self, request: web.Request) -> int:
-        """Which write it is, from 1; 0 for what is none."""
+    def _listed(self, request: web.Request) -> bool:
+        """Whether it is a write that counts; if so it is the last of `writes`."""
         reads = request.method == "GET" or "dryRun" in request.query
         if reads or any(each in request.path for each in NOT_COUNTED):
-            return 0
+            return False
         self.writes.append(f"{request.method} {request.path}")
-        return len(self.writes)
+        return True
 
     def _end(self, request: web.Request) -> web.StreamResponse:
+        self.at = ""
         self.kill()
         self.killed.set()
         _cut(request)
         return web.Response()
+
+
+def kind_of(write: str) -> str:
+    """`POST pods` of `POST /api/v1/namespaces/n/pods`; of a subresource the kind of its object."""
+    method, path = write.split()
+    return f"{method} {path.split('/')[5] if path.startswith('/api/') else path.split('/')[6]}"
 
 
 def _cut(request: web.Request) -> None:

@@ -71,23 +71,38 @@ class Fleet:
         return await Cluster(self.api).owned("Pod", self.namespace, NAME)
 
     async def step(self) -> int:
+        """What routers tell changes at the end, at once: an operator process hears them in the midst of a step."""
         writes = await self._collect_garbage()
-        self.endpoints = []
+        endpoints: list[Endpoint] = []
         for pod in await self.pods():
-            if pod["metadata"].get("deletionTimestamp"):
-                writes += await self._end(pod)
+            try:
+                writes += await self._step_of(pod)
+            except ApiError as error:
+                if error.reason != "NotFound":  # the operator process took it back meanwhile
+                    raise
+                writes += 1
                 continue
-            if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_PREFETCH:
-                writes += await self._fetch(pod)
-                continue
-            works = pod["spec"]["containers"][0]["image"] not in self.broken_images
-            if not pod["spec"].get("nodeName"):
-                writes += await self._bind(pod)
-            if works and not any(each["type"] == "Ready" for each in pod["status"].get("conditions", ())):
-                writes += await self._start(pod)
-            if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_ENGINE:
-                self.endpoints.append(self._endpoint(pod["metadata"], works))
+            labels, ending = pod["metadata"]["labels"], pod["metadata"].get("deletionTimestamp")
+            if labels.get(LABEL_ROLE) == ROLE_ENGINE and not ending:
+                endpoints.append(self._endpoint(pod["metadata"], self._works(pod)))
+        self.endpoints = endpoints
         return writes
+
+    async def _step_of(self, pod: dict) -> int:
+        if pod["metadata"].get("deletionTimestamp"):
+            return await self._end(pod)
+        if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_PREFETCH:
+            return await self._fetch(pod)
+        writes = 0
+        if not pod["spec"].get("nodeName"):
+            writes += await self._bind(pod)
+        ready = any(each["type"] == "Ready" for each in pod["status"].get("conditions", ()))
+        if self._works(pod) and not ready:
+            writes += await self._start(pod)
+        return writes
+
+    def _works(self, pod: dict) -> bool:
+        return pod["spec"]["containers"][0]["image"] not in self.broken_images
 
     def _endpoint(self, meta: dict, works: bool) -> Endpoint:
         drained = ANNOTATION_DRAIN in meta.get("annotations", {})

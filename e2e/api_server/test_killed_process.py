@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.api_server.fault_proxy import FaultProxy
+from e2e.api_server.fault_proxy import FaultProxy, kind_of
 from e2e.api_server.played_cluster import NAME, PlayedWorld, connected, new_world
 from e2e.api_server.played_router import PlayedRouter
 from shoal_api.kube import ApiServer
@@ -74,7 +74,6 @@ class Stage:
         while loop.time() < deadline:
             if self.proxy.killed.is_set():
                 self.proxy.killed.clear()
-                self.proxy.at = 0
                 await self.operator.start_anew()
             moved = await self.world.fleet.step()
             if moved or len(self.proxy.writes) != before or not await self._as_wanted():
@@ -140,23 +139,18 @@ async def test_killed_at_writes_of_every_kind(stage) -> None:
         reference, writes = await undisturbed.pods(), undisturbed.proxy.writes
         assert undisturbed.operator.starts == 1
         assert await undisturbed.operator.end() == 0
-    kinds = [_kind(write) for write in writes]
+    kinds = [kind_of(write) for write in writes]
     made, deleted = kinds.count("POST pods"), kinds.count("DELETE pods")
     for kind, committed in KILLS:
         async with stage() as killed:
-            killed.proxy.at, killed.proxy.committed = kinds.index(kind) + 1, committed
+            killed.proxy.at, killed.proxy.committed = kind, committed
             await life(killed)
             assert killed.operator.starts == 2, kind
             assert await killed.pods() == reference, (kind, committed)
-            done = [_kind(write) for write in killed.proxy.writes]
+            done = [kind_of(write) for write in killed.proxy.writes]
             again = not committed  # it was counted, and never sent
             assert done.count("POST pods") == made + (again and kind == "POST pods")
             assert done.count("DELETE pods") == deleted + (again and kind == "DELETE pods")
-
-
-def _kind(write: str) -> str:
-    method, path = write.split()
-    return f"{method} {path.split('/')[5] if path.startswith('/api/') else path.split('/')[6]}"
 
 
 async def test_broken_watches_lose_nothing_and_a_quiet_cluster_gets_no_write(stage) -> None:
