@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from struct import Struct
+from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-BLOCK_BYTES = 256
+BLOCK_BYTES: Final = 256
 
 
 def request_chain_start(model: str, adapter: str = "", salt: str = "") -> int:

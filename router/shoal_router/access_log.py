@@ -9,7 +9,7 @@ import logging
 import threading
 from datetime import UTC, datetime
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -17,7 +17,7 @@ from shoal_router.record import Record
 
 log = logging.getLogger(__name__)
 
-MOST_QUEUED = 8192  # lines that wait for the thread
+MOST_QUEUED: Final = 8192  # lines that wait for the thread
 
 
 class AccessLog:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from itertools import count
 from time import perf_counter
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_api.spans import SpanSender
@@ -46,7 +46,7 @@ from shoal_router.worker_metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 4096  # connections that may wait in the kernel while the loop is busy
+BACKLOG: Final = 4096  # connections that may wait in the kernel while the loop is busy
 
 
 class Router:

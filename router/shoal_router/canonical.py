@@ -8,15 +8,15 @@ in every prompt would cost 8 us; such clients share with one another. What goes 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-_USUAL = (b'[{"role":"', b'[{"type":"')
-LONGEST_BYTES = 256 * 1024  # a longer one is hashed as it came
+_USUAL: Final = (b'[{"role":"', b'[{"type":"')
+LONGEST_BYTES: Final = 256 * 1024  # a longer one is hashed as it came
 
-_decode = msgspec.json.Decoder(list[dict[str, Any]]).decode
-_encode = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(list[dict[str, Any]]).decode
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def canonical(array: bytes) -> bytes:

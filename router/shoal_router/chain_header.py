@@ -10,11 +10,12 @@ from binascii import b2a_base64
 from collections.abc import Sequence
 from functools import lru_cache
 from struct import Struct
+from typing import Final
 
 from shoal_api.names import HEADER_CHAIN
 
-_LINE = HEADER_CHAIN.encode() + b": %d;%b\r\n"
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_LINE: Final = HEADER_CHAIN.encode() + b": %d;%b\r\n"
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 def chain_line(content_bytes: int, chain: Sequence[int]) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from shoal_router import replies
 from shoal_router.errors import ReceiptTimeout, RouterBusy, RouterError
@@ -22,7 +22,7 @@ from shoal_router.request import Request
 if TYPE_CHECKING:
     from shoal_router.listener import Listener
 
-ALWAYS_RECEIVED = 16 * 1024  # bytes of a body that are taken whatever others send
+ALWAYS_RECEIVED: Final = 16 * 1024  # bytes of a body that are taken whatever others send
 
 
 class Answering(Protocol):

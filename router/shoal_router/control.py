@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from shoal_router.errors import BadReply
 from shoal_router.pool import Pool
 from shoal_router.unchunk import Unchunker
 from shoal_router.upstream import ReplyHead
 
-MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
+from typing import Final
 
 from shoal_router.debug_view import Choice, Event, Model, Option, Queue, Replica, View
 from shoal_router.html_parts import (
@@ -27,12 +28,12 @@ from shoal_router.html_parts import (
     tile,
 )
 
-CONTENT_TYPE = b"text/html; charset=utf-8"
-SHOWN_CHOICES = 60
-SHOWN_OPTIONS = 16
+CONTENT_TYPE: Final = b"text/html; charset=utf-8"
+SHOWN_CHOICES: Final = 60
+SHOWN_OPTIONS: Final = 16
 
 # Renews the page in place and keeps what is open; without scripts the page reloads itself.
-SCRIPT = """
+SCRIPT: Final = """
 const main = document.querySelector("main");
 setInterval(async () => {
   if (document.hidden || getSelection().toString()) return;
@@ -46,19 +47,19 @@ setInterval(async () => {
   main.replaceChildren(...fresh.childNodes);
 }, 2000);
 """
-_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-POLICY = (
+_DIGEST: Final = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+POLICY: Final = (
     f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = (
+HEADERS: Final = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
 )
-_TEMPLATE = Template(files("shoal_router").joinpath("debug_page.html").read_text("utf-8"))
+_TEMPLATE: Final = Template(files("shoal_router").joinpath("debug_page.html").read_text("utf-8"))
 
-_STATES = {"healthy": "good", "half_open": "warn", "suspect": "bad", "absent": ""}
+_STATES: Final = {"healthy": "good", "half_open": "warn", "suspect": "bad", "absent": ""}
 
 
 def page(view: View) -> bytes:
@@ -95,7 +96,7 @@ def _figures(view: View) -> list[tuple[str, object, str]]:
     ]
 
 
-_REPLICA_COLUMNS = (
+_REPLICA_COLUMNS: Final = (
     *(
         "replica",
         "state",
@@ -144,7 +145,7 @@ def _replica(replica: Replica) -> str:
     )
 
 
-_MODEL_COLUMNS = (
+_MODEL_COLUMNS: Final = (
     "model",
     "ready",
     " waiting here",
@@ -183,7 +184,7 @@ def _queues(queues: Sequence[Queue]) -> str:
     return f'<h2>Waiting requests</h2><div class="card">{table(columns, rows)}</div>'
 
 
-_OPTION_COLUMNS = ("replica", " cost", " cached", " queued", " in flight")
+_OPTION_COLUMNS: Final = ("replica", " cost", " cached", " queued", " in flight")
 
 
 def _choices(choices: Sequence[Choice]) -> str:
@@ -228,7 +229,7 @@ def _result(choice: Choice) -> str:
     return pill(choice.status or "left", "good" if 200 <= choice.status < 300 else "warn")
 
 
-_EVENT_COLUMNS = ("time", "what", "")
+_EVENT_COLUMNS: Final = ("time", "what", "")
 
 
 def _event(event: Event) -> str:

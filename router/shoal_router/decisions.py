@@ -6,6 +6,7 @@ Recording keeps references only; costs are computed again and text is made when 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -13,7 +14,7 @@ from shoal_router.endpoints import Endpoint
 from shoal_router.policy import Candidate, Prices, Weights, costs_of
 from shoal_router.usage import Usage
 
-KEPT = 200
+KEPT: Final = 200
 
 
 class Decision(msgspec.Struct, gc=False):

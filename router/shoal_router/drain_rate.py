@@ -6,12 +6,13 @@ Only time in which somebody waited counts: a fleet that is not asked for more sa
 from __future__ import annotations
 
 from math import exp
+from typing import Final
 
-WINDOW_S = 5.0  # what lies further back counts for little
+WINDOW_S: Final = 5.0  # what lies further back counts for little
 # Requests that came together go together: until some have left, or long enough nobody has, nothing can be said.
 LEAST_S, LEAST_LEFT = 0.5, 8
-ENOUGH_S = 3.0
-FORGET_S = 60.0  # after which the last busy time says nothing about the next: replicas come and go
+ENOUGH_S: Final = 3.0
+FORGET_S: Final = 60.0  # after which the last busy time says nothing about the next: replicas come and go
 
 
 class DrainRate:

@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import time
+from typing import Final
 
 from shoal_router import standing as standings
 from shoal_router.discovery import Address
 from shoal_router.pool import Pool
 from shoal_router.standing import Standing, State
 
-LEAST_AHEAD = 2  # requests that may always wait in a replica, so that none of its seats is empty for long
+# Requests that may always wait in a replica, so that none of its seats is empty for long.
+LEAST_AHEAD: Final = 2
 # A router whose request ends has the free seat before others hear of it. One without any would never get one, so each
 # of so many routers is sure of its part; then the others hear that there is too much, and leave seats free.
-SURE_OF_A_PART = 4
-DEFAULT_KV_TOKENS = 65_536  # until the engine has told the size of its cache
-RECENT = 50
-FULL_KV_USAGE = 0.95  # share in use from which on a request waits for others' blocks
+SURE_OF_A_PART: Final = 4
+DEFAULT_KV_TOKENS: Final = 65_536  # until the engine has told the size of its cache
+RECENT: Final = 50
+FULL_KV_USAGE: Final = 0.95  # share in use from which on a request waits for others' blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Final
 
 import grpc
 
@@ -27,11 +28,11 @@ from shoal_router.standing import Outcome, State
 
 log = logging.getLogger(__name__)
 
-SILENCE_S = 3.0  # an engine speaks every second
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
-SLICE_BLOCKS = 4096  # applied without letting other tasks run: about a millisecond
-CHANNEL = (
+SILENCE_S: Final = 3.0  # an engine speaks every second
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 5.0
+SLICE_BLOCKS: Final = 4096  # applied without letting other tasks run: about a millisecond
+CHANNEL: Final = (
     ("grpc.max_receive_message_length", 256 * 1024 * 1024),  # a snapshot has 8 bytes per block of prompt
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Final
 
 from shoal_api import names
 from shoal_router.endpoints import Report
@@ -13,16 +14,16 @@ def _gauge(name: str) -> re.Pattern[bytes]:
     return re.compile(rb"^%b(?:\{[^}]*\})? (\S+)" % name.encode(), re.MULTILINE)
 
 
-_RUNNING = _gauge(names.METRIC_RUNNING)
-_WAITING = _gauge(names.METRIC_WAITING)
-_KV_USAGE = _gauge(names.METRIC_KV_USAGE)
-_MAX_NUM_SEQS = _gauge(names.METRIC_MAX_NUM_SEQS)
-_MAX_REQUESTS = _gauge(names.METRIC_MAX_REQUESTS)
-_GRPC_PORT = _gauge(names.METRIC_GRPC_PORT)
-_STARTED = _gauge("process_start_time_seconds")
-_CACHE = re.compile(rb"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
-_BLOCKS = re.compile(rb'num_gpu_blocks="(\d+)"')
-_BLOCK_SIZE = re.compile(rb'block_size="(\d+)"')
+_RUNNING: Final = _gauge(names.METRIC_RUNNING)
+_WAITING: Final = _gauge(names.METRIC_WAITING)
+_KV_USAGE: Final = _gauge(names.METRIC_KV_USAGE)
+_MAX_NUM_SEQS: Final = _gauge(names.METRIC_MAX_NUM_SEQS)
+_MAX_REQUESTS: Final = _gauge(names.METRIC_MAX_REQUESTS)
+_GRPC_PORT: Final = _gauge(names.METRIC_GRPC_PORT)
+_STARTED: Final = _gauge("process_start_time_seconds")
+_CACHE: Final = re.compile(rb"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
+_BLOCKS: Final = re.compile(rb'num_gpu_blocks="(\d+)"')
+_BLOCK_SIZE: Final = re.compile(rb'block_size="(\d+)"')
 
 
 def read_metrics(text: bytes, before: Report) -> Report:

@@ -5,13 +5,15 @@ Events are those of our own engine: they end with a blank line, and lines with a
 
 from __future__ import annotations
 
+from typing import Final
+
 from shoal_api.names import RESUME_LINE
 from shoal_router.errors import BadReply
 from shoal_router.resume import Progress
 from shoal_router.unchunk import Unchunker
 
-MAX_EVENT_BYTES = 8 * 2**20  # tokens that had to wait for a slow client come in one event
-_END = b"\n\n"
+MAX_EVENT_BYTES: Final = 8 * 2**20  # tokens that had to wait for a slow client come in one event
+_END: Final = b"\n\n"
 
 
 class EventReader:

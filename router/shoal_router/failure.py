@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Final
 
 from shoal_router.errors import BadReply, NoReplicaReady, ReplicaLost, ReplicaTimeout, RouterError
 from shoal_router.standing import Outcome
 
-_LAST_WORD = re.compile(rb'"code"\s*:\s*"(draining|engine_unavailable)"')
+_LAST_WORD: Final = re.compile(rb'"code"\s*:\s*"(draining|engine_unavailable)"')
 
 
 class Failure(StrEnum):

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from shoal_router.keys import Priority
 
-FLOORS = {Priority.HIGH: 0.0, Priority.NORMAL: 0.1, Priority.LOW: 0.05}
+FLOORS: Final = {Priority.HIGH: 0.0, Priority.NORMAL: 0.1, Priority.LOW: 0.05}
 
 Item = TypeVar("Item")
 

@@ -5,12 +5,14 @@ What they mean is prompt.py's.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from shoal_router.errors import BadRequest
 from shoal_router.nesting import MOST_LEVELS, too_deep
 
-ABSENT = msgspec.Raw(b"")
+ABSENT: Final = msgspec.Raw(b"")
 
 
 class Fields(msgspec.Struct, gc=False):
@@ -27,7 +29,7 @@ class Fields(msgspec.Struct, gc=False):
     max_completion_tokens: msgspec.Raw = ABSENT
 
 
-_decode = msgspec.json.Decoder(Fields).decode
+_decode: Final = msgspec.json.Decoder(Fields).decode
 
 
 def read_fields(body: bytes) -> Fields:

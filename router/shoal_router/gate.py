@@ -7,6 +7,7 @@ header is for the router alone: an engine sees the router's own key, if it has o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from shoal_api.names import HEADER_CACHE_SALT
 from shoal_router.fair_queue import Claim
@@ -18,7 +19,7 @@ from shoal_router.request import Request
 from shoal_router.routes import find_route
 from shoal_router.usage import AnswerTokens, BytesPerToken, Usage
 
-CLIENT_LEFT = 499  # as proxied.py books it
+CLIENT_LEFT: Final = 499  # as proxied.py books it
 
 
 class Gate:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 
@@ -24,7 +25,7 @@ from shoal_router.standing import Outcome, State
 
 log = logging.getLogger(__name__)
 
-MODELS_EVERY = 5  # health checks; and whenever a replica becomes ready
+MODELS_EVERY: Final = 5  # health checks; and whenever a replica becomes ready
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 import httptools
 
@@ -18,7 +19,7 @@ from shoal_router.errors import BadRequest, BodyTooLarge, HeadTooLarge, RouterEr
 from shoal_router.repeated_head import RepeatedHead, repeated_head
 from shoal_router.request import Head, Request
 
-FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-PING_EVERY_S = 15.0
+PING_EVERY_S: Final = 15.0
 
 
 class Stream(Protocol):

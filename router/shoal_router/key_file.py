@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 import yaml
@@ -17,13 +17,13 @@ from pydantic import BeforeValidator, Field, ValidationError
 from shoal_api.schema import Strict
 from shoal_router.keys import Key, Limits, Priority, digest_of
 
-MAX_FILE_BYTES = 4 * 1024 * 1024
-MAX_KEYS = 10_000
-SHORTEST_KEY = 16
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+MAX_KEYS: Final = 10_000
+SHORTEST_KEY: Final = 16
 
 # A header line has no room for other characters, and a label of a metric no use for them.
-_KEY = rf"^[\x21-\x7e]{{{SHORTEST_KEY},512}}$"
-_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_KEY: Final = rf"^[\x21-\x7e]{{{SHORTEST_KEY},512}}$"
+_NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 Label = Annotated[str, Field(pattern=_NAME)]
 Limit = Annotated[int, Field(ge=1, le=2**40)]

@@ -12,13 +12,14 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from shoal_router.key_file import KeyFileError, read_keys
 from shoal_router.keys import Key
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
+POLL_S: Final = 1.0
 
 Signature = tuple[int, int, int, int] | None
 

@@ -13,11 +13,12 @@ from enum import IntEnum
 from hashlib import sha256
 from math import inf
 from time import time
+from typing import Final
 
 from shoal_router.errors import Unauthorized
 
-PLAIN = "--api-key"  # the name of every key of the command line; a file has no such names
-MAX_REMEMBERED = 4096  # right headers; more only when a key is sent in many spellings
+PLAIN: Final = "--api-key"  # the name of every key of the command line; a file has no such names
+MAX_REMEMBERED: Final = 4096  # right headers; more only when a key is sent in many spellings
 
 
 class Priority(IntEnum):

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 from shoal_api import names
 from shoal_api.kube import ApiServer, Object
@@ -21,8 +22,8 @@ from shoal_router.routing import Routing
 
 log = logging.getLogger(__name__)
 
-AFTER_BUG_S = 5.0
-EVERY_NAMESPACE = "*"
+AFTER_BUG_S: Final = 5.0
+EVERY_NAMESPACE: Final = "*"
 
 
 def address_of(pod: Object) -> Address | None:

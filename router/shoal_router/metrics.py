@@ -9,15 +9,33 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from time import time
+from typing import Final
 
 from shoal_router.endpoints import Endpoint
 from shoal_router.errors import RouterError
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.standing import State
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+SECONDS: Final = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
 
-RECENT = 50
+RECENT: Final = 50
 
 
 class Histogram:

@@ -7,6 +7,7 @@ of a model that is restarting gets 503 and comes back, not 404.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -16,7 +17,7 @@ from shoal_router.errors import BadRequest, ModelNotFound, NoReplicaReady, Repli
 from shoal_router.routing import Routing
 from shoal_router.standing import State
 
-_ROUTABLE = (State.HEALTHY, State.HALF_OPEN)
+_ROUTABLE: Final = (State.HEALTHY, State.HALF_OPEN)
 
 
 class ModelTable:

@@ -8,11 +8,12 @@ leave their strings out.
 from __future__ import annotations
 
 import re
+from typing import Final
 
-MOST_LEVELS = 32
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_INNERMOST = re.compile(rb"\[\]|\{\}")
-_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+MOST_LEVELS: Final = 32
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_INNERMOST: Final = re.compile(rb"\[\]|\{\}")
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def too_deep(text: bytes) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from time import time
+from typing import Final
 
 import msgspec
 
@@ -30,8 +31,8 @@ from shoal_router.usage import BytesPerToken, Usage
 
 # A belief is wrong when the engine had less cached than this below it: block sizes differ, and templates add
 # tokens.
-TOLERANCE_TOKENS = 64
-TOLERANCE_SHARE = 0.1
+TOLERANCE_TOKENS: Final = 64
+TOLERANCE_SHARE: Final = 0.1
 
 
 class Placement(msgspec.Struct, frozen=True):

@@ -35,10 +35,10 @@ from typing import Final, Self
 
 import msgspec
 
-_MASK = (1 << 64) - 1
-LEFT_TOKENS = 64  # tokens that a request in flight has yet to generate, as a rule
-IN_FLIGHT_BOUNDS = 16.0, 256.0
-SEAT_BOUNDS = 0.0, 512.0
+_MASK: Final = (1 << 64) - 1
+LEFT_TOKENS: Final = 64  # tokens that a request in flight has yet to generate, as a rule
+IN_FLIGHT_BOUNDS: Final = 16.0, 256.0
+SEAT_BOUNDS: Final = 0.0, 512.0
 
 
 class Prices(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ class Prices(msgspec.Struct, frozen=True):
         )
 
 
-DEFAULT_PRICES = Prices()
+DEFAULT_PRICES: Final = Prices()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,15 @@ What happens on a connection is upstream.py's.
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from shoal_router.discovery import Address
 from shoal_router.upstream import UpstreamConnection
 
-MAX_IDLE_PER_REPLICA = 512
+MAX_IDLE_PER_REPLICA: Final = 512
 # Below the 5 s after which uvicorn closes an idle connection: the router lets go first, so that no request
 # meets a connection that is just being closed.
-MAX_IDLE_S = 4.0
+MAX_IDLE_S: Final = 4.0
 
 
 class Pool:

@@ -5,11 +5,13 @@ policy.py says what the prices are for; this file only remembers them.
 
 from __future__ import annotations
 
+from typing import Final
+
 from shoal_api.engine_state_pb2 import StepCost
 from shoal_router.endpoints import Endpoint
 from shoal_router.policy import DEFAULT_PRICES, Prices
 
-_LEARNING_RATE = 0.1
+_LEARNING_RATE: Final = 0.1
 
 
 class LearnedPrices:

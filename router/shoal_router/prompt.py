@@ -6,6 +6,7 @@ Which fields of a body say so is fields.py's. Whether they are valid is the engi
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 import msgspec
 
@@ -15,7 +16,7 @@ from shoal_router.fields import ABSENT, Fields
 
 # A longer prompt is told apart by its first 64k tokens or so; hashing all of it would hold up other requests'
 # streams.
-MAX_HASHED_BYTES = 256 * 1024
+MAX_HASHED_BYTES: Final = 256 * 1024
 
 
 class Work(Enum):

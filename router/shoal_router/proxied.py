@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shoal_api.names import HEADER_RESUMABLE, HEADER_TIMEOUT_MS
 from shoal_router.attempt import Attempt
@@ -24,9 +24,9 @@ from shoal_router.usage import Usage, read_usage
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
 
-CLIENT_CLOSED_REQUEST = 499  # in metrics only; nobody is there to receive it
-_RESUMABLE_LINE = b"%b: 1\r\n" % HEADER_RESUMABLE.encode()
-_TIMEOUT_LINE = HEADER_TIMEOUT_MS.encode() + b": %d\r\n"
+CLIENT_CLOSED_REQUEST: Final = 499  # in metrics only; nobody is there to receive it
+_RESUMABLE_LINE: Final = b"%b: 1\r\n" % HEADER_RESUMABLE.encode()
+_TIMEOUT_LINE: Final = HEADER_TIMEOUT_MS.encode() + b": %d\r\n"
 
 
 class Proxied(ABC):

@@ -10,18 +10,19 @@ import hashlib
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Hashable
+from typing import Final
 
 from shoal_router.errors import RequestQuarantined
 from shoal_router.request import Request
 
 log = logging.getLogger(__name__)
 
-QUARANTINE_S = 600.0
-MAX_SUSPECTS = 4096  # the oldest are let go first
-SUSPICIOUS_DEATHS = 2  # of replicas with one request on board, before it got a token there
-CERTAIN_DEATHS = 4  # whatever else dies
-LATELY_S = 60.0
-ONE_DEATH_S = 1.0  # all requests of a replica that died hear of it within this time
+QUARANTINE_S: Final = 600.0
+MAX_SUSPECTS: Final = 4096  # the oldest are let go first
+SUSPICIOUS_DEATHS: Final = 2  # of replicas with one request on board, before it got a token there
+CERTAIN_DEATHS: Final = 4  # whatever else dies
+LATELY_S: Final = 60.0
+ONE_DEATH_S: Final = 1.0  # all requests of a replica that died hear of it within this time
 
 
 class Quarantine:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from shoal_router.fair_queue import Claim
 
 # Estimates err, and who is let in should not be refused after all: the rest of the allowed time is for that.
-PROMISED = 0.7
-FEW = 16  # requests that may wait while nothing is known about how long it takes
+PROMISED: Final = 0.7
+FEW: Final = 16  # requests that may wait while nothing is known about how long it takes
 
 
 class Full(StrEnum):

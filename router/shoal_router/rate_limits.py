@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from math import ceil
+from typing import Final
 
 from shoal_router.errors import RateLimited
 from shoal_router.keys import Key, Limits
 from shoal_router.retry_after import after_known
 
-_LEARNING_RATE = 0.1
-_DEFAULT_DURATION_S = 1.0
+_LEARNING_RATE: Final = 0.1
+_DEFAULT_DURATION_S: Final = 1.0
 
 
 class Bucket:

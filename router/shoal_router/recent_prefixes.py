@@ -6,8 +6,9 @@ Knows nothing of replicas or caches, and outlives what they evict.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Final
 
-MOST = 16_384
+MOST: Final = 16_384
 
 
 class RecentPrefixes:

@@ -5,7 +5,7 @@ Times are those of its journal's clock. A request has a record only while somebo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shoal_api.names import HEADER_TRACEPARENT
 from shoal_api.trace_context import TraceContext
@@ -15,7 +15,7 @@ from shoal_router.usage import Usage
 if TYPE_CHECKING:
     from shoal_router.journal import Journal
 
-_TRACE_LINE = HEADER_TRACEPARENT.encode() + b": %b\r\n"
+_TRACE_LINE: Final = HEADER_TRACEPARENT.encode() + b": %b\r\n"
 
 
 class Attempt:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from shoal_router.failure import Failure, read_last_word
 from shoal_router.upstream import ReplyHead
 
-MAX_BYTES = 64 * 1024
+MAX_BYTES: Final = 64 * 1024
 
 
 def may_be_refusal(head: ReplyHead) -> bool:

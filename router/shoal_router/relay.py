@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from shoal_router import replies
 from shoal_router.connection import ClientConnection
@@ -14,7 +15,7 @@ from shoal_router.errors import RouterError
 from shoal_router.unchunk import Unchunker
 from shoal_router.upstream import ReplyHead
 
-TAIL_PIECES = 4  # usage, [DONE] and the last chunk may come in a piece each
+TAIL_PIECES: Final = 4  # usage, [DONE] and the last chunk may come in a piece each
 
 
 class Relay:

@@ -8,11 +8,12 @@ one more byte, or is not exactly one whole message in one read, is not for this 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from shoal_router.request import Head, Request
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
-MOST_DIGITS = 9
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
+MOST_DIGITS: Final = 9
 
 
 class RepeatedHead:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import Final
 
 from shoal_router.errors import MethodNotAllowed, RouterError, Unauthorized
 
-JSON = b"application/json"
-TEXT = b"text/plain; charset=utf-8"
-PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
+JSON: Final = b"application/json"
+TEXT: Final = b"text/plain; charset=utf-8"
+PROMETHEUS: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-CLOSE = b"connection: close\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSE: Final = b"connection: close\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
-_STATUS_LINES = {
+_STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
 # Headers of one connection only (RFC 9110 7.6.1), and those that the router sets itself. The reply's framing
 # (content-length, transfer-encoding) stays: the framed bytes are passed on as they are.
-_NOT_PASSED_ON = frozenset(
+_NOT_PASSED_ON: Final = frozenset(
     (
         b"connection",
         b"keep-alive",
@@ -34,7 +35,7 @@ _NOT_PASSED_ON = frozenset(
         b"x-shoal-resume",
     )
 )
-_NOT_PASSED_ON_UNFRAMED = _NOT_PASSED_ON | {b"transfer-encoding", b"trailer"}
+_NOT_PASSED_ON_UNFRAMED: Final = _NOT_PASSED_ON | {b"transfer-encoding", b"trailer"}
 
 Header = tuple[bytes, bytes]
 

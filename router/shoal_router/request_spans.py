@@ -5,15 +5,17 @@ Attribute names are OpenTelemetry's (http.*, url.*, gen_ai.*) where it has one, 
 
 from __future__ import annotations
 
+from typing import Final
+
 from shoal_api.spans import Kind, Span, Value
 from shoal_router.record import Attempt, Record
 
-OPERATIONS = {
+OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
 }
-CLIENT_CLOSED_REQUEST = 499
+CLIENT_CLOSED_REQUEST: Final = 499
 
 
 def spans_of(record: Record, now_s: float, at: float) -> list[Span]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from shoal_api.names import RESUME_LINE
 from shoal_router import replies
@@ -17,10 +18,10 @@ from shoal_router.relay import TAIL_PIECES
 from shoal_router.resume import TOKENS, Progress
 from shoal_router.upstream import ReplyHead
 
-_TOKENS_LINE = RESUME_LINE + TOKENS + b" "
-_TOKENS_LINE_BYTES = len(_TOKENS_LINE)
-_MOST_DIGITS = 9  # of a token id that is taken without a look at its size
-PING = b": ping\n\n"
+_TOKENS_LINE: Final = RESUME_LINE + TOKENS + b" "
+_TOKENS_LINE_BYTES: Final = len(_TOKENS_LINE)
+_MOST_DIGITS: Final = 9  # of a token id that is taken without a look at its size
+PING: Final = b": ping\n\n"
 
 
 class ResumableRelay:

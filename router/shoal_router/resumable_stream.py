@@ -7,7 +7,7 @@ client sees a pause. Which failures are borne is retry.py's, what is asked resum
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shoal_router import replies
 from shoal_router.attempt import Attempt
@@ -29,7 +29,7 @@ from shoal_router.usage import Usage
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy
 
-UNLIKE = 409  # what an engine answers that would write something else than the one that began
+UNLIKE: Final = 409  # what an engine answers that would write something else than the one that began
 
 
 class ResumableStream(Proxied):

@@ -8,6 +8,7 @@ exactly the events that are missing.
 from __future__ import annotations
 
 from array import array
+from typing import Final
 
 import msgspec
 
@@ -16,10 +17,10 @@ from shoal_router.errors import BadReply
 from shoal_router.request import Request
 from shoal_router.upstream import ReplyHead
 
-TOKENS = b"tokens"
-DONE = b"done"
-_STAGES = frozenset((b"open", TOKENS, b"finish", b"usage", DONE))
-_HEADER = HEADER_RESUME.encode()
+TOKENS: Final = b"tokens"
+DONE: Final = b"done"
+_STAGES: Final = frozenset((b"open", TOKENS, b"finish", b"usage", DONE))
+_HEADER: Final = HEADER_RESUME.encode()
 
 
 class Progress:

@@ -6,16 +6,21 @@ Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from shoal_router.failure import Failure
 
-BUDGET_FLOOR = 3  # retries at a time that are always allowed
-GONE = (Failure.CONNECT, Failure.LOST, Failure.REFUSED)
-DEATHS = (Failure.LOST, Failure.TIMEOUT, Failure.BAD_REPLY)  # the replica may have died of this very request
+BUDGET_FLOOR: Final = 3  # retries at a time that are always allowed
+GONE: Final = (Failure.CONNECT, Failure.LOST, Failure.REFUSED)
+DEATHS: Final = (
+    Failure.LOST,
+    Failure.TIMEOUT,
+    Failure.BAD_REPLY,
+)  # the replica may have died of this very request
 # A connection that the replica had closed while it lay idle fails within a round trip; later the replica
 # itself died.
-STALE_WITHIN_S = 0.25
-MAX_DEATHS = 5  # of the replicas of one stream
+STALE_WITHIN_S: Final = 0.25
+MAX_DEATHS: Final = 5  # of the replicas of one stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class History:
         )
 
 
-FRESH = History()
+FRESH: Final = History()
 
 
 def may_retry(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import Final
 
-SPREAD = 0.2  # so that clients refused together do not come back together
-LONGEST_S = 3600
+SPREAD: Final = 0.2  # so that clients refused together do not come back together
+LONGEST_S: Final = 3600
 
 
 def after_estimate(wait_s: float, chance: float) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from shoal_router.errors import MethodNotAllowed, PathNotFound
 from shoal_router.prompt import Work
 from shoal_router.request import Request
 
-READ = (b"GET", b"HEAD")
-MODEL_PREFIX = "/v1/models/"
+READ: Final = (b"GET", b"HEAD")
+MODEL_PREFIX: Final = "/v1/models/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ ROUTES: dict[str, Route] = {
     "/version": Route(READ, open=True),
     "/debug": Route(READ),
 }
-_ONE_MODEL = Route(READ)
+_ONE_MODEL: Final = Route(READ)
 
 
 def find_route(request: Request) -> Route:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_api.routing_options import RoutingOptions
 from shoal_router.policy import Weights
 
-LONGEST_RETRY_AFTER_S = 60
+LONGEST_RETRY_AFTER_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)

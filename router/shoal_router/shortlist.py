@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 from shoal_router.endpoints import Endpoint
 from shoal_router.policy import affinity
 
-MOST_SCORED = 64
+MOST_SCORED: Final = 64
 HOLDERS, HOMES, DRAWN = 16, 8, 16
-_POINTS = 32  # of each replica on the ring
-_MEAN_EVERY = 64  # choices
+_POINTS: Final = 32  # of each replica on the ring
+_MEAN_EVERY: Final = 64  # choices
 
 
 class Fleet:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
+from typing import Final
 
-SOFT_FAULTS = 3  # consecutive 5xx replies or missed health checks that count as one hard fault
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
-GIVE_UP_EJECTIONS = (
-    8  # in a row; then an unreachable replica is no longer tried even when nobody else is left
-)
+SOFT_FAULTS: Final = 3  # consecutive 5xx replies or missed health checks that count as one hard fault
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 10.0
+# In a row; then an unreachable replica is no longer tried even when nobody else is left.
+GIVE_UP_EJECTIONS: Final = 8
 
 
 class State(StrEnum):
@@ -51,8 +51,8 @@ class Standing:
     unreachable: bool = False  # ejected because nobody listens there: that can be no mistake
 
 
-ABSENT = Standing()
-HEALTHY = Standing(State.HEALTHY)
+ABSENT: Final = Standing()
+HEALTHY: Final = Standing(State.HEALTHY)
 
 
 def after_outcome(standing: Standing, outcome: Outcome, now: float) -> Standing:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 import grpc
 
@@ -22,11 +23,11 @@ from shoal_router.standing import State
 
 log = logging.getLogger(__name__)
 
-SHORTEST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 1.5  # below the promised 2 s, so that a late loop does not break the promise
-STOP_GRACE_S = 1.0
+SHORTEST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 1.5  # below the promised 2 s, so that a late loop does not break the promise
+STOP_GRACE_S: Final = 1.0
 
-STANDINGS = {
+STANDINGS: Final = {
     State.ABSENT: pb.STANDING_NOT_READY,
     State.HEALTHY: pb.STANDING_ROUTABLE,
     State.HALF_OPEN: pb.STANDING_ROUTABLE,

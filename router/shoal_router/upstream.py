@@ -8,7 +8,7 @@ chunks) is an error and taints its connection.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 import msgspec
@@ -17,9 +17,9 @@ from shoal_api.names import HEADER_NOT_STARTED
 from shoal_router.errors import BadReply
 from shoal_router.http1 import FRAMING
 
-MAX_REPLY_HEAD_BYTES = 64 * 1024
-LONGEST_NUMBER = 18  # digits that every client's parser takes
-_NOT_STARTED = HEADER_NOT_STARTED.encode()
+MAX_REPLY_HEAD_BYTES: Final = 64 * 1024
+LONGEST_NUMBER: Final = 18  # digits that every client's parser takes
+_NOT_STARTED: Final = HEADER_NOT_STARTED.encode()
 
 
 class ReplyHead(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ class ReplySink(Protocol):
     def reply_failed(self, error: Exception) -> None: ...
 
 
-_UNCONNECTED = asyncio.Transport()
+_UNCONNECTED: Final = asyncio.Transport()
 
 
 class Keeper(Protocol):

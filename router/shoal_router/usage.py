@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
-DEFAULT_BYTES_PER_TOKEN = 4.0
+DEFAULT_BYTES_PER_TOKEN: Final = 4.0
 _LOWEST, _HIGHEST = 0.5, 64.0  # beyond these something else than text was counted
-_LEARNING_RATE = 0.05
-_TAIL_BYTES = 4096
+_LEARNING_RATE: Final = 0.05
+_TAIL_BYTES: Final = 4096
 
-_NUMBER = re.compile(rb"\s*:\s*(\d{1,9})\s*[,}]")
+_NUMBER: Final = re.compile(rb"\s*:\s*(\d{1,9})\s*[,}]")
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ class BytesPerToken:
             self._ratios[model] = before + _LEARNING_RATE * (seen - before)
 
 
-DEFAULT_ANSWER_TOKENS = 256.0
+DEFAULT_ANSWER_TOKENS: Final = 256.0
 
 
 class AnswerTokens:

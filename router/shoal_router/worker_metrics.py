@@ -10,8 +10,9 @@ import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
-_SAMPLE = re.compile(rb"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{?)")
+_SAMPLE: Final = re.compile(rb"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{?)")
 
 
 class WorkerMetrics:

@@ -18,16 +18,17 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from types import FrameType
+from typing import Final
 
 from shoal_api.exit_codes import ExitCode, of_returncode
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
-STEADY_S = 30.0  # a worker that has lived so long is started at once when it dies
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-FINAL = (ExitCode.USAGE, ExitCode.ADDRESS)  # another try ends in the same way
-_PR_SET_PDEATHSIG = 1
+STEADY_S: Final = 30.0  # a worker that has lived so long is started at once when it dies
+FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FINAL: Final = (ExitCode.USAGE, ExitCode.ADDRESS)  # another try ends in the same way
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def hold_port(host: str, port: int) -> socket.socket:
