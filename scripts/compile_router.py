@@ -19,7 +19,7 @@ from setuptools import Distribution
 
 # The modules that a request passes. Not: app and health, which start and watch the process with libraries that do not
 # always give what their types say, and an extension checks that; fields and model_listing, as msgspec decodes by
-# annotations, and mypyc does not keep them; metrics, where an int given for a float would be printed as one.
+# annotations, and mypyc does not keep them; metrics_text, where an int given for a float would be printed as one.
 MODULES = [
     "shoal_api/request_prefix",
     "shoal_router/admission",
@@ -30,6 +30,7 @@ MODULES = [
     "shoal_router/connection",
     "shoal_router/decisions",
     "shoal_router/demand",
+    "shoal_router/dispatch",
     "shoal_router/drain_rate",
     "shoal_router/endpoints",
     "shoal_router/event_reader",
@@ -41,6 +42,7 @@ MODULES = [
     "shoal_router/interrupted",
     "shoal_router/keys",
     "shoal_router/listener",
+    "shoal_router/metrics",
     "shoal_router/models",
     "shoal_router/nesting",
     "shoal_router/placement",

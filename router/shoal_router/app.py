@@ -1,4 +1,4 @@
-"""The router put together: owns all parts, answers its own paths and hands the others to the proxy."""
+"""The router put together: owns all parts, starts and ends them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import random
 import sys
 from collections.abc import Iterable
-from itertools import count
 from time import perf_counter
 from typing import BinaryIO, Final
 
@@ -17,13 +16,11 @@ from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_api.spans import SpanSender
 from shoal_router.access_log import AccessLog
 from shoal_router.admission import Admission
-from shoal_router.connection import ClientConnection
 from shoal_router.demand import Demand
 from shoal_router.discovery import Address, Discovery
+from shoal_router.dispatch import Dispatch
 from shoal_router.endpoints import Endpoint, EndpointSet
 from shoal_router.engine_link import EngineLinks, Open, watch
-from shoal_router.errors import RouterError
-from shoal_router.fields import read_fields
 from shoal_router.gate import Gate
 from shoal_router.health import Health
 from shoal_router.journal import Journal
@@ -35,10 +32,7 @@ from shoal_router.placement import Placer
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prices import LearnedPrices
-from shoal_router.prompt import read_prompt
 from shoal_router.proxy import Proxy
-from shoal_router.request import Request
-from shoal_router.routes import ROUTES
 from shoal_router.settings import RouterSettings
 from shoal_router.usage import AnswerTokens, BytesPerToken
 from shoal_router.viewer import Viewer
@@ -70,8 +64,7 @@ class Router:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
-        self._request_ids = count()
-        self._id_prefix = os.urandom(6).hex().encode()
+        name = os.urandom(6).hex()
         now = self._loop.time
         self.endpoints = EndpointSet(self._make_pool)
         self.index = PrefixIndex()
@@ -94,7 +87,7 @@ class Router:
         self._links = EngineLinks(
             self.endpoints,
             self.index,
-            watcher=f"router {self._id_prefix.decode()}",
+            watcher=f"router {name}",
             now=now,
             observe=self._health.observe,
             learn=prices.learn,
@@ -116,14 +109,15 @@ class Router:
             routing=self._models.routing,
             now=now,
         )
+        dispatch = Dispatch(name, self._models, self._proxy)
         self._listener = Listener(
             settings.connection,
             vet=self.gate.vet,
-            answer=self._answer,
+            answer=dispatch.answer,
             count_error=self.metrics.count_error,
             now=now,
         )
-        self._local = Local(
+        self._local = dispatch.local = Local(
             self.endpoints,
             self._models,
             self.index,
@@ -239,27 +233,6 @@ class Router:
         for endpoint in self.endpoints:
             endpoint.pool.sweep(self._loop.time())
             self.index.resize(endpoint.slot, self._blocks(endpoint))
-
-    # Requests
-
-    def _answer(self, request: Request, client: ClientConnection) -> None:
-        if not request.request_id:
-            request.request_id = b"%b-%x" % (self._id_prefix, next(self._request_ids))
-        try:
-            route = ROUTES.get(request.path)
-            if route is None or route.work is None:
-                answer = self._local.answer(request)
-                client.reply(200, answer.body, answer.content_type, answer.headers)
-            else:
-                fields = read_fields(request.body)
-                salt = request.key.cache_salt if request.key is not None else ""
-                prompt = read_prompt(fields, self._models.resolve(fields.model), route.work, salt)
-                self._proxy.begin(request, client, prompt)
-        except RouterError as error:
-            client.fail(error)
-        except Exception:
-            log.exception("bug while answering %s", request.path)
-            client.fail(RouterError("the router failed; the log has the details under its request id"))
 
     # Replicas
 

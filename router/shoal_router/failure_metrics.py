@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal_router.metrics import counter, gauge, labels
+from shoal_router.metrics_text import counter, gauge, labels
 from shoal_router.proxy import Proxy
 
 

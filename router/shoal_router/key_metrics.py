@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shoal_router.gate import Gate
-from shoal_router.metrics import counter, gauge, labels
+from shoal_router.metrics_text import counter, gauge, labels
 from shoal_router.rate_limits import Meter
 
 

@@ -16,7 +16,8 @@ from shoal_router.errors import NoReplicaReady, RouterDraining
 from shoal_router.failure_metrics import failure_lines
 from shoal_router.key_metrics import key_lines
 from shoal_router.listener import Listener
-from shoal_router.metrics import Metrics, gauge
+from shoal_router.metrics import Metrics
+from shoal_router.metrics_text import gauge, render
 from shoal_router.models import ModelTable
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.proxy import Proxy
@@ -90,7 +91,8 @@ class Local:
 
     def _metrics_text(self) -> bytes:
         held_bytes = {"": self.proxy.admission.held_bytes}
-        return self.metrics.render(
+        return render(
+            self.metrics,
             endpoints=self.endpoints,
             index=self.index,
             connections=len(self.listener.connections),

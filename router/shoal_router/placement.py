@@ -10,8 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from time import time
 from typing import Final
 
-import msgspec
-
 from shoal_api.request_prefix import BLOCK_BYTES
 from shoal_router.chain_header import chain_line
 from shoal_router.decisions import KEPT, Decision
@@ -35,19 +33,46 @@ TOLERANCE_TOKENS: Final = 64
 TOLERANCE_SHARE: Final = 0.1
 
 
-class Placement(msgspec.Struct, frozen=True):
+class Placement:
     """One request on one replica, from choice to end."""
 
-    endpoint: Endpoint
-    stamp: int  # grows from request to request
-    uncached_tokens: float
-    cached_share: float  # of the prompt, as reported or believed
-    decision: Decision  # what it came from
-    believed_stamp: int = 0  # last use of the deepest block believed cached; 0 when none can be contradicted
-    cache: ReportedCache | None = None  # where the prompt's blocks are claimed
-    chain: Sequence[int] = ()  # of these blocks
-    claimed_from: int = 0  # number of the first claimed one
-    chain_line: bytes = b""  # header line that tells the chain to an engine that reports
+    __slots__ = (
+        "believed_stamp",
+        "cache",
+        "cached_share",
+        "chain",
+        "chain_line",
+        "claimed_from",
+        "decision",
+        "endpoint",
+        "stamp",
+        "uncached_tokens",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        stamp: int,
+        uncached_tokens: float,
+        cached_share: float,
+        decision: Decision,
+        believed_stamp: int = 0,
+        cache: ReportedCache | None = None,
+        chain: Sequence[int] = (),
+        claimed_from: int = 0,
+        chain_line: bytes = b"",
+    ) -> None:
+        self.endpoint: Final = endpoint
+        self.stamp: Final = stamp  # grows from request to request
+        self.uncached_tokens: Final = uncached_tokens
+        self.cached_share: Final = cached_share  # of the prompt, as reported or believed
+        self.decision: Final = decision  # what it came from
+        # Last use of the deepest block believed cached; 0 when none can be contradicted.
+        self.believed_stamp: Final = believed_stamp
+        self.cache: Final = cache  # where the prompt's blocks are claimed
+        self.chain: Final = chain  # of these blocks
+        self.claimed_from: Final = claimed_from  # number of the first claimed one
+        self.chain_line: Final = chain_line  # header line that tells the chain to an engine that reports
 
     def first_byte(self) -> None:
         """The prompt is computed."""

@@ -101,22 +101,26 @@ class Candidate:
         drawn: bool = False,
     ) -> None:
         self.identity: Final = identity  # 64-bit hash of the replica's name, the same in every router
-        self.cached: Final = (
-            cached  # leading prompt tokens of this request believed to be in the replica's cache
-        )
+        # Leading prompt tokens of this request believed to be in the replica's cache.
+        self.cached: Final = cached
         self.queued: Final = queued  # uncached prompt tokens of requests sent there without a first byte yet
         self.in_flight: Final = in_flight  # requests sent there that have not ended
         self.seats: Final = seats  # requests that it computes at once
         self.drawn: Final = drawn  # at random, from very many: no prefix has its home there
 
 
-class Prefix(msgspec.Struct, frozen=True, gc=False):
+class Prefix:
     """The beginning of a prompt, for which replicas are homes."""
 
-    chain: Sequence[int]  # hashes of its blocks, at least one
-    block_tokens: float
-    home_block: int = 0  # number of the block whose hash has the home when less is cached
-    returning: bool = False  # the prompt's start has been asked for before
+    __slots__ = ("block_tokens", "chain", "home_block", "returning")
+
+    def __init__(
+        self, chain: Sequence[int], block_tokens: float, home_block: int = 0, returning: bool = False
+    ) -> None:
+        self.chain: Final = chain  # hashes of its blocks, at least one
+        self.block_tokens: Final = block_tokens
+        self.home_block: Final = home_block  # number of the block whose hash has the home when less is cached
+        self.returning: Final = returning  # the prompt's start has been asked for before
 
     def home(self, cached: float) -> int:
         """Hash of the first block that a replica with so many cached tokens lacks."""

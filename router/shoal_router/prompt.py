@@ -8,8 +8,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-import msgspec
-
 from shoal_api.request_prefix import BLOCK_BYTES, hash_request, request_chain_start
 from shoal_router.canonical import canonical
 from shoal_router.fields import ABSENT, Fields
@@ -27,15 +25,20 @@ class Work(Enum):
     TOKENIZE = "tokenize"  # nothing that loads the device
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt:
     """One request as the policy sees it. `chain` holds the hashes of its full blocks, first block first."""
 
-    model: str
-    stream: bool
-    work: Work
-    content_bytes: int
-    chain: list[int]
-    max_tokens: int = 0  # of the answer, as asked for; 0 when it was not said
+    __slots__ = ("chain", "content_bytes", "max_tokens", "model", "stream", "work")
+
+    def __init__(
+        self, model: str, stream: bool, work: Work, content_bytes: int, chain: list[int], max_tokens: int = 0
+    ) -> None:
+        self.model: Final = model
+        self.stream: Final = stream
+        self.work: Final = work
+        self.content_bytes: Final = content_bytes
+        self.chain: Final = chain
+        self.max_tokens: Final = max_tokens  # of the answer, as asked for; 0 when it was not said
 
 
 def read_prompt(fields: Fields, model: str, work: Work, tenant_salt: str = "") -> Prompt:

@@ -6,7 +6,7 @@ What follows when an attempt fails is exchange.py's before a reply has begun, re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from shoal_api.names import HEADER_RESUMABLE, HEADER_TIMEOUT_MS
@@ -140,7 +140,7 @@ class Proxied(ABC):
             proxy.admission.changed()
         return placement.endpoint
 
-    def _learn(self, placement: Placement, tail: Iterable[bytes]) -> None:
+    def _learn(self, placement: Placement, tail: Sequence[bytes]) -> None:
         """Take in what the engine says that the request took, at the end of its reply."""
         proxy, prompt = self._proxy, self._prompt
         usage = self._usage = placement.decision.usage = read_usage(tail)

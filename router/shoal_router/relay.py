@@ -5,7 +5,6 @@ Parses nothing, retries nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -29,7 +28,7 @@ class Relay:
         self._head = head
         self._unchunker = Unchunker(client.write) if http10 and head.chunked else None
         self._write = client.write if self._unchunker is None else self._unchunker.feed
-        self.tail: deque[bytes] = deque(maxlen=TAIL_PIECES)
+        self.tail: list[bytes] = []  # the last TAIL_PIECES pieces of the body at least
         self.fresh = True
 
     @property
@@ -51,8 +50,11 @@ class Relay:
     def piece(self, data: bytes) -> None:
         """Send the next bytes of the body."""
         self._write(data)
-        self.tail.append(data)
         self.fresh = True
+        tail = self.tail
+        tail.append(data)
+        if len(tail) == 2 * TAIL_PIECES:
+            del tail[:TAIL_PIECES]
 
     def finish(self) -> None:
         """The reply is complete."""

@@ -11,7 +11,6 @@ import asyncio
 from typing import Final, Protocol, cast
 
 import httptools
-import msgspec
 
 from shoal_api.names import HEADER_NOT_STARTED
 from shoal_router.errors import BadReply
@@ -22,21 +21,27 @@ LONGEST_NUMBER: Final = 18  # digits that every client's parser takes
 _NOT_STARTED: Final = HEADER_NOT_STARTED.encode()
 
 
-class ReplyHead(msgspec.Struct, frozen=True):
+class ReplyHead:
     """The head of a replica's reply; header names are in lower case.
 
     `chunked` bodies end themselves, `until_close` bodies end with the connection.
     """
 
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    content_type: bytes
-    chunked: bool
-    until_close: bool
+    __slots__ = ("chunked", "event_stream", "headers", "status", "until_close")
 
-    @property
-    def event_stream(self) -> bool:
-        return self.content_type.lower().startswith(b"text/event-stream")
+    def __init__(
+        self,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        content_type: bytes,
+        chunked: bool,
+        until_close: bool,
+    ) -> None:
+        self.status: Final = status
+        self.headers: Final = headers
+        self.event_stream: Final = content_type.lower().startswith(b"text/event-stream")
+        self.chunked: Final = chunked
+        self.until_close: Final = until_close
 
     @property
     def not_started(self) -> bool:

@@ -6,47 +6,76 @@ inside a JSON string, where quotes are escaped, so a search in the last bytes is
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
-
-import msgspec
 
 DEFAULT_BYTES_PER_TOKEN: Final = 4.0
 _LOWEST, _HIGHEST = 0.5, 64.0  # beyond these something else than text was counted
 _LEARNING_RATE: Final = 0.05
 _TAIL_BYTES: Final = 4096
+_MOST_DIGITS: Final = 9
+_COLON: Final = 0x3A
+_ENDS: Final = b",}"
+_BLANKS: Final = b" \t\r\n"
 
-_NUMBER: Final = re.compile(rb"\s*:\s*(\d{1,9})\s*[,}]")
 
-
-class Usage(msgspec.Struct, frozen=True):
+class Usage:
     """`cached_tokens` of the `prompt_tokens` came from the engine's cache; None when it does not tell."""
 
-    prompt_tokens: int
-    cached_tokens: int | None
-    completion_tokens: int = 0
+    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
+
+    def __init__(self, prompt_tokens: int, cached_tokens: int | None, completion_tokens: int = 0) -> None:
+        self.prompt_tokens: Final = prompt_tokens
+        self.cached_tokens: Final = cached_tokens
+        self.completion_tokens: Final = completion_tokens
 
 
-def read_usage(pieces: Iterable[bytes]) -> Usage | None:
+def read_usage(pieces: Sequence[bytes]) -> Usage | None:
     """Usage in the last pieces of a reply's body; None when there is none or a chunk border cuts it."""
-    tail = b"".join(pieces)[-_TAIL_BYTES:]
+    tail = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if len(tail) > _TAIL_BYTES:
+        tail = tail[-_TAIL_BYTES:]
     prompt = _last_number(tail, b'"prompt_tokens"')
-    if prompt is None:
+    if prompt < 0:
         return None
-    return Usage(
-        prompt, _last_number(tail, b'"cached_tokens"'), _last_number(tail, b'"completion_tokens"') or 0
-    )
+    cached, completion = _last_number(tail, b'"cached_tokens"'), _last_number(tail, b'"completion_tokens"')
+    return Usage(prompt, cached if cached >= 0 else None, max(0, completion))
 
 
-def _last_number(tail: bytes, name: bytes) -> int | None:
-    """The number behind the last such name that has one; searched from the end, where it stands."""
-    at = len(tail)
-    while (at := tail.rfind(name, 0, at)) >= 0:
-        found = _NUMBER.match(tail, at + len(name))
-        if found is not None:
-            return int(found[1])
-    return None
+def _last_number(tail: bytes, name: bytes) -> int:
+    """The number behind the last such name that has one, searched from the end, where it stands; else -1."""
+    at = tail.rfind(name)
+    while at >= 0:
+        number = _number_at(tail, at + len(name))
+        if number >= 0:
+            return number
+        at = tail.rfind(name, 0, at)
+    return -1
+
+
+def _number_at(text: bytes, at: int) -> int:
+    """The number between a colon there and the next member or the object's end; -1 when there is none.
+
+    Byte by byte, which compiled takes a tenth of what a regular expression does.
+    """
+    at = _behind_blanks(text, at)
+    if at == len(text) or text[at] != _COLON:
+        return -1
+    start = at = _behind_blanks(text, at + 1)
+    number = 0
+    while at < len(text) and 0x30 <= text[at] <= 0x39:
+        number = 10 * number + text[at] - 0x30
+        at += 1
+    digits = at - start
+    at = _behind_blanks(text, at)
+    whole = 0 < digits <= _MOST_DIGITS and at < len(text) and text[at] in _ENDS
+    return number if whole else -1
+
+
+def _behind_blanks(text: bytes, at: int) -> int:
+    while at < len(text) and text[at] in _BLANKS:
+        at += 1
+    return at
 
 
 class BytesPerToken:
