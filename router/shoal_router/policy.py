@@ -37,8 +37,9 @@ import msgspec
 
 _MASK: Final = (1 << 64) - 1
 LEFT_TOKENS: Final = 64  # tokens that a request in flight has yet to generate, as a rule
-IN_FLIGHT_BOUNDS: Final = 16.0, 256.0
-SEAT_BOUNDS: Final = 0.0, 512.0
+LEAST_IN_FLIGHT_TOKENS: Final = 16.0
+MOST_IN_FLIGHT_TOKENS: Final = 256.0
+MOST_SEAT_TOKENS: Final = 512.0
 
 
 class Prices(msgspec.Struct, frozen=True):
@@ -54,7 +55,8 @@ class Prices(msgspec.Struct, frozen=True):
             return None
         in_flight = LEFT_TOKENS * sequence_s / prefill_token_s
         seat = LEFT_TOKENS * (base_s / seats + sequence_s) / prefill_token_s
-        return cls(_within(in_flight, IN_FLIGHT_BOUNDS), _within(seat, SEAT_BOUNDS))
+        in_flight = min(max(in_flight, LEAST_IN_FLIGHT_TOKENS), MOST_IN_FLIGHT_TOKENS)
+        return cls(in_flight, min(seat, MOST_SEAT_TOKENS))
 
     def moved(self, to: Prices, share: float) -> Prices:
         """The point at `share` of the way to others."""
@@ -201,8 +203,3 @@ def affinity(prefix: int, identity: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
-
-
-def _within(value: float, bounds: tuple[float, float]) -> float:
-    lowest, highest = bounds
-    return min(max(value, lowest), highest)
