@@ -125,11 +125,7 @@ async def closed_loop(
         client.on_failed = lambda why: print(f"  a client stops: {why}", flush=True)
         client.send(requests[0])
     await asyncio.sleep(0.3)
-    slices = []
-    for _ in range(10):
-        before, used, start = done, cpu(), time.perf_counter()
-        await asyncio.sleep(seconds / 10)
-        slices.append(Slice(done - before, time.perf_counter() - start, cpu() - used))
+    slices = await _slices(lambda: done, seconds, cpu)
     running = False
     await asyncio.sleep(0.1)
     for client in clients:
@@ -153,8 +149,10 @@ async def latencies(port: int, request: bytes, count: int) -> list[float]:
     return sorted(times)
 
 
-async def streams(port: int, count: int, chunks: int, seconds: float, cpu: Callable[[], float]) -> Slice:
-    """`count` streams at once, started one after the other; a slice's requests are events, one to a chunk."""
+async def streams(
+    port: int, count: int, chunks: int, seconds: float, cpu: Callable[[], float]
+) -> list[Slice]:
+    """`count` streams at once, begun one after the other, in ten slices; their requests are events, one to a chunk."""
     request = chat("stream", stream=True, max_tokens=chunks)
     clients = [await connect(port) for _ in range(count)]
     for client in clients:
@@ -162,14 +160,22 @@ async def streams(port: int, count: int, chunks: int, seconds: float, cpu: Calla
         client.send(request)
         await asyncio.sleep(0.5 / count)
     await asyncio.sleep(0.3)
-    before, used, start = sum(client.events for client in clients), cpu(), time.perf_counter()
-    await asyncio.sleep(seconds)
-    part = Slice(sum(client.events for client in clients) - before, time.perf_counter() - start, cpu() - used)
+    slices = await _slices(lambda: sum(client.events for client in clients), seconds, cpu)
     for client in clients:
         client.on_done = lambda tail: None
         client.on_failed = lambda why: None
         client.transport.abort()
-    return part
+    return slices
+
+
+async def _slices(done: Callable[[], int], seconds: float, cpu: Callable[[], float]) -> list[Slice]:
+    """What is done in each of ten parts of the time; `cpu` tells seconds on a core."""
+    slices = []
+    for _ in range(10):
+        before, used, start = done(), cpu(), time.perf_counter()
+        await asyncio.sleep(seconds / 10)
+        slices.append(Slice(done() - before, time.perf_counter() - start, cpu() - used))
+    return slices
 
 
 def percentile(values: list[float], share: float) -> float:

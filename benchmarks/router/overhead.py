@@ -2,9 +2,9 @@
 
     python benchmarks/router/overhead.py [--seconds 3] [--only shoal,smg]
 
-Ours and the peers one after the other in one run, each before the same simulated engines that answer at once: router on
-core 0, engines and load on core 1. Of each figure the best of all slices of all repeats counts, as others may use the
-machine; CPU time is the figure to trust. Ours has policy, metrics and API keys on.
+Ours, the floor (bare_relay.c) and the peers one after the other in one run, each before the same simulated engines that
+answer at once: router on core 0, engines and load on core 1. Of each figure the best of all slices of all repeats
+counts, as others may use the machine; CPU time is the figure to trust. Ours has policy, metrics and API keys on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import uvloop
 from fleet import LOAD_CORE, Fleet
 from load import Slice, chat, closed_loop, latencies, percentile, streams
-from peers import OURS, PEERS, Peer, install
+from peers import FLOOR, OURS, PEERS, Peer, install
 
 PUBLISHED = "production-stack (published, routers.md): 748 us, 1,115 us with its prefix policy at 2k tokens, 31 us/chunk"
 
@@ -57,7 +57,9 @@ async def measure(peer: Peer, seconds: float, repeats: int) -> Costs:
         costs.added_p50_ms = min(p50 for p50, _ in added)
         costs.added_p99_ms = min(p99 for _, p99 in added)
     with Fleet(peer, ["--instant", "--pace-ms", "20"]) as fleet:
-        parts = [await streams(fleet.ports[0], 100, 100, seconds, fleet.cpu_seconds) for _ in range(repeats)]
+        parts = []
+        for _ in range(repeats):
+            parts += await streams(fleet.ports[0], 100, 100, seconds, fleet.cpu_seconds)
         costs.chunk_us = min(part.cost_us for part in parts)
     return costs
 
@@ -79,7 +81,7 @@ def main() -> None:
     flags = parser.parse_args()
     install()
     os.sched_setaffinity(0, {LOAD_CORE})
-    chosen = [peer for peer in (OURS, *PEERS) if not flags.only or peer.name in flags.only.split(",")]
+    chosen = [peer for peer in (OURS, FLOOR, *PEERS) if not flags.only or peer.name in flags.only.split(",")]
     for peer in chosen:
         print(f"{peer.name} {peer.version}: {' '.join(peer.command)}")
     print(PUBLISHED)

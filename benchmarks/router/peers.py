@@ -2,7 +2,8 @@
 
     python benchmarks/router/peers.py            # install them into ~/.cache/shoal/bench
 
-Every one gets one core, four static replicas, its default settings and its policy for prefix caches.
+Every one gets one core, four static replicas, its default settings and its policy for prefix caches. FLOOR is no router:
+what the kernel takes for the same bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PACKAGES = ("sglang-router==0.3.2", "vllm-router==0.1.17", "smg==1.13.0")
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One router and how it is started; `{port}`, `{metrics}`, `{urls}` and `{endpoints}` are filled in."""
+    """One router and how it is started; `{port}`, `{metrics}`, `{ports}`, `{urls}` and `{endpoints}` are filled in."""
 
     name: str
     version: str
@@ -36,6 +37,8 @@ class Peer:
         for word in self.command:
             if word == "{urls}":
                 argv += urls
+            elif word == "{ports}":
+                argv += map(str, engine_ports)
             elif word == "{endpoints}":
                 argv += [part for url in urls for part in ("--endpoint", url)]
             else:
@@ -61,6 +64,9 @@ OURS = Peer(
 )
 
 
+FLOOR = Peer("bare relay", "in C", ("{env}/bin/bare_relay", "{port}", "{ports}"))
+
+
 def _rust(program: str, release: str, *words: str) -> Peer:
     flags = ("--host", "127.0.0.1", "--port", "{port}", "--prometheus-port", "{metrics}")
     command = ("{env}/bin/" + program, *words, *flags, "--policy", "cache_aware", "--worker-urls", "{urls}")
@@ -80,15 +86,16 @@ def compile_ours() -> None:
 
 
 def install() -> None:
-    """Compile ours, and make the environment with the peers in it, if it is not there yet."""
+    """Compile ours and the floor, and make the environment with the peers in it, if it is not there yet."""
     compile_ours()
-    if (ENVIRONMENT / "bin" / "smg").exists():
-        return
-    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    subprocess.run([ENVIRONMENT / "bin" / "pip", "install", "-q", *PACKAGES], check=True)
+    if not (ENVIRONMENT / "bin" / "smg").exists():
+        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
+        subprocess.run([ENVIRONMENT / "bin" / "pip", "install", "-q", *PACKAGES], check=True)
+    source = Path(__file__).with_name("bare_relay.c")
+    subprocess.run(["cc", "-O2", "-o", ENVIRONMENT / "bin" / "bare_relay", source], check=True)
 
 
 if __name__ == "__main__":
     install()
-    for peer in (OURS, *PEERS):
+    for peer in (OURS, FLOOR, *PEERS):
         print(peer.name, peer.version, " ".join(peer.command))

@@ -21,6 +21,8 @@ from shoal_router.upstream import ReplyHead
 _TOKENS_LINE: Final = RESUME_LINE + TOKENS + b" "
 _TOKENS_LINE_BYTES: Final = len(_TOKENS_LINE)
 _MOST_DIGITS: Final = 9  # of a token id that is taken without a look at its size
+_MOST_SIZE_DIGITS: Final = 6
+_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1024)]  # of most chunks
 PING: Final = b": ping\n\n"
 
 
@@ -105,27 +107,25 @@ class ResumableRelay:
         events: list[bytes] = []
         at, end = 0, len(data)
         while at < end:
-            start = data.find(b"\n", at) + 1  # of the chunk's bytes, behind its size
-            line_end = data.find(b"\n", start)
-            event_end = data.find(b"\n", line_end + 1)
-            if (
-                not at + 2 < start <= line_end < event_end
-                or not data.startswith(_TOKENS_LINE, start)
-                or not data.startswith(b"\n\n\r\n", event_end)
-                or data[at : start - 2] != b"%x" % (event_end + 2 - start)
-            ):
+            start, stop = _chunk(data, at)
+            if not start or not data.startswith(_TOKENS_LINE, start):
                 break
-            token = data[start + _TOKENS_LINE_BYTES : line_end]
-            if token.isdigit() and len(token) <= _MOST_DIGITS:
-                progress.ids.append(int(token))
+            token, line_end = _number(data, start + _TOKENS_LINE_BYTES)
+            if token < 0:
+                line_end = data.find(b"\n", start)
+            if data.find(b"\n", line_end + 1) != stop - 2:
+                break
+            if token >= 0:
+                progress.ids.append(token)
                 progress.stage = TOKENS
             else:
                 try:
                     progress.read(data[start:line_end])
                 except BadReply:
                     break  # what is wrong is told where it is read with care
-            at = event_end + 4
-            events.append(b"%x\r\n%b" % (event_end + 1 - line_end, data[line_end + 1 : at]))
+            at, size = stop + 2, stop - line_end - 1
+            line = _SIZE_LINES[size] if size < len(_SIZE_LINES) else b"%x\r\n" % size
+            events.append(line + data[line_end + 1 : at])
         if events:
             self._client.write(events[0] if len(events) == 1 else b"".join(events))
         return data[at:]
@@ -157,3 +157,36 @@ class ResumableRelay:
 
     def _write(self, events: bytes) -> None:
         self._client.write(replies.chunk(events) if self._framed else events)
+
+
+def _chunk(data: bytes, at: int) -> tuple[int, int]:
+    """Where the bytes of the chunk that begins at `at` start and stop, if it is all there and ends like an event.
+
+    Else zeros. Byte by byte, which compiled takes less than one search.
+    """
+    size, behind, end = 0, at, len(data)
+    while behind < end:
+        digit = data[behind]
+        if 0x30 <= digit <= 0x39:
+            size = 16 * size + digit - 0x30
+        elif 0x61 <= digit <= 0x66:
+            size = 16 * size + digit - 0x57
+        else:
+            break
+        behind += 1
+    start = behind + 2
+    stop = start + size
+    whole = size >= 2 and behind - at <= _MOST_SIZE_DIGITS and stop + 2 <= end
+    if not whole or not data.startswith(b"\r\n", behind) or not data.startswith(b"\n\n\r\n", stop - 2):
+        return 0, 0
+    return start, stop
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """The number that is the rest of the line, and where that ends; -1 when there is anything else."""
+    number, behind, end = 0, at, len(data)
+    while behind < end and 0x30 <= data[behind] <= 0x39 and behind - at <= _MOST_DIGITS:
+        number = 10 * number + data[behind] - 0x30
+        behind += 1
+    whole = 0 < behind - at <= _MOST_DIGITS and behind < end and data[behind] == 0x0A
+    return (number, behind) if whole else (-1, behind)
