@@ -27,6 +27,7 @@ from shoal_router.gate import Gate
 from shoal_router.interrupted import Interrupted
 from shoal_router.key_metrics import key_lines
 from shoal_router.metrics import Metrics as RouterMetrics
+from shoal_router.metrics_text import render
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.quarantine import Quarantine
 from shoal_router.usage import AnswerTokens, BytesPerToken
@@ -170,7 +171,7 @@ def _exported() -> set[str]:
         metrics=RouterMetrics(), quarantine=Quarantine(), interrupted=Interrupted(lambda: 0.0), kept_bytes=0
     )
     more = [*key_lines(gate), *failure_lines(proxy)]
-    router = RouterMetrics().render(endpoints=[], index=index, connections=0, active=0, held={}, more=more)
+    router = render(RouterMetrics(), endpoints=[], index=index, connections=0, active=0, held={}, more=more)
     operator = generate_latest(exposition(SimpleNamespace(mirrors=[], holds_lease=True)))
     text = (engine + router + operator).decode()
     samples = set(re.findall(r"^([a-z][\w:]*)[{ ]", text, re.MULTILINE))
