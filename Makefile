@@ -21,10 +21,13 @@ demo: setup  ## From a manifest to an answer on this machine, no cluster needed
 test: setup  ## Run the whole test suite
 	$(RUN)python -m pytest $(PARALLEL)
 
-compiled: setup  ## Lay the router out in build/compiled as the images have it: its hot path compiled (a C compiler; a minute)
+compiled: build/compiled/done  ## Lay the router out in build/compiled as the images have it: its hot path compiled (a C compiler; a minute)
+
+build/compiled/done: .venv/.stamp $(wildcard crds/shoal_api/*.py* router/shoal_router/*.*) scripts/compile_router.py
 	@rm -rf build/compiled && mkdir -p build/compiled
 	@cp -r crds/shoal_api router/shoal_router build/compiled
 	$(RUN)python scripts/compile_router.py build/compiled
+	@touch $@
 
 test-compiled: compiled  ## The router's tests against that
 	$(RUN)python -m pytest $(PARALLEL) -o "pythonpath=. build/compiled operator engine" tests/router

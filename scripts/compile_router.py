@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mypyc.build import mypycify
 from setuptools import Distribution
@@ -90,12 +91,20 @@ def compile_in(directory: Path) -> None:
         "--explicit-package-bases",
         "--namespace-packages",
     ]
-    extensions = mypycify([*options, *sources], opt_level="3", debug_level="0", group_name="shoal_router")
-    build = Distribution({"name": "shoal-router", "ext_modules": extensions}).get_command_obj("build_ext")
-    build.inplace = True
-    build.parallel = os.cpu_count()
-    build.ensure_finalized()
-    build.run()
+    with TemporaryDirectory(prefix="shoal-mypyc-") as scratch:  # C and objects, which nobody needs afterwards
+        extensions = mypycify(
+            [*options, *sources],
+            opt_level="3",
+            debug_level="0",
+            group_name="shoal_router",
+            target_dir=scratch,
+        )
+        build = Distribution({"name": "shoal-router", "ext_modules": extensions}).get_command_obj("build_ext")
+        build.inplace = True
+        build.build_temp = scratch
+        build.parallel = os.cpu_count()
+        build.ensure_finalized()
+        build.run()
 
 
 if __name__ == "__main__":

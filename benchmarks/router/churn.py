@@ -220,7 +220,7 @@ def engine(folder: Path, number: int, port: int, grpc_port: int) -> Server:
     flags = ["--load-format=dummy", "--dtype=float32", "--num-threads=1", f"--served-model-name={MODEL}"]
     size = ["--max-num-seqs=16", f"--kv-cache-memory-bytes={CACHE_BYTES}"]
     where = [f"--port={port}", f"--grpc-port={grpc_port}"]
-    return Server(["shoal_engine", str(folder), *flags, *size, *where], port, folder / f"engine{number}.log")
+    return Server("shoal_engine", [str(folder), *flags, *size, *where], port, folder / f"engine{number}.log")
 
 
 async def run(seconds: float, replicas: int, rate: float) -> bool:

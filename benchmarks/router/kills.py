@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from heard import Heard, ask
+from peers import compile_ours
 from real_fleet import MODEL, Server, WarmStart, engines, routers
 
 TOKENS = 200
@@ -243,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cold", action="store_true", help="start engines as users do, 8 s of CPU each")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
+    compile_ours()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left over
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(measure(args, Path(folder)))

@@ -1,4 +1,7 @@
-"""Real engines with a tiny model, and routers in front of them, as processes that may be killed and started again."""
+"""Real engines with a tiny model, and routers in front of them, as processes that may be killed and started again.
+
+Routers are compiled, as their image has them; peers.compile_ours makes that.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleet import free_ports
+from peers import COMPILED
 from tiny_model import write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ENGINE = Path(__file__).resolve().parents[2] / "engine"
 MODEL = "tiny"
 START_TIMEOUT_S = 180.0
 KV_BYTES = 32 << 20
@@ -104,9 +108,13 @@ class Server:
 
 
 def environment() -> dict[str, str]:
-    paths = ":".join(str(ROOT / name) for name in ("crds", "router", "engine"))
     # warm_start.py forks processes that speak gRPC; what is forked does not.
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{COMPILED}:{ENGINE}",
+        "OMP_NUM_THREADS": "1",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
+    }
 
 
 def answers(port: int) -> bool:

@@ -1,7 +1,9 @@
 """The workloads of routers.md section 4, as requests in time. Sends nothing.
 
 shared: 32 system prompts of 2,048 tokens, Zipf 0.8, 60 requests/s; all fit in four caches, not in one. hot: 8 prompts,
-Zipf 1.6 (one has half of the requests), 120/s. chat: 240 sessions of 6 turns. unique: 768 tokens, nothing shared, 60/s.
+Zipf 1.6 (one has half of the requests), 120/s. chat: 240 sessions of 6 turns; nothing is said there of sizes, and these
+are such that an endless cache would serve 82.5 %, as the best routers there did (82). unique: 768 tokens, nothing shared,
+60/s.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def unique(rng: random.Random, seconds: float) -> Iterator[Turn]:
 
 
 def chat(rng: random.Random, seconds: float) -> Iterator[Turn]:
-    system = rng.randbytes(500).hex()
+    system = rng.randbytes(875).hex()
     for when in sorted(rng.uniform(0, seconds) for _ in range(240)):
         yield Turn(when, system + said(rng), rng.randint(16, 96), left=5)
 
