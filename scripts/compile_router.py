@@ -47,6 +47,7 @@ MODULES = [
     "shoal_router/models",
     "shoal_router/nesting",
     "shoal_router/placement",
+    "shoal_router/placer",
     "shoal_router/policy",
     "shoal_router/pool",
     "shoal_router/prefix_index",
@@ -62,6 +63,7 @@ MODULES = [
     "shoal_router/relay",
     "shoal_router/repeated_head",
     "shoal_router/replies",
+    "shoal_router/reply_head",
     "shoal_router/reported_cache",
     "shoal_router/request",
     "shoal_router/resumable_relay",
@@ -91,17 +93,17 @@ def compile_in(directory: Path) -> None:
         "--explicit-package-bases",
         "--namespace-packages",
     ]
-    with TemporaryDirectory(prefix="shoal-mypyc-") as scratch:  # C and objects, which nobody needs afterwards
+    with TemporaryDirectory(prefix="shoal-mypyc-") as scratch:  # for what nobody needs afterwards
         extensions = mypycify(
-            [*options, *sources],
+            [f"--cache-dir={scratch}/mypy", *options, *sources],
             opt_level="3",
             debug_level="0",
             group_name="shoal_router",
-            target_dir=scratch,
+            target_dir=f"{scratch}/c",
         )
         build = Distribution({"name": "shoal-router", "ext_modules": extensions}).get_command_obj("build_ext")
         build.inplace = True
-        build.build_temp = scratch
+        build.build_temp = build.build_lib = f"{scratch}/built"
         build.parallel = os.cpu_count()
         build.ensure_finalized()
         build.run()

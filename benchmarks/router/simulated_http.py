@@ -24,7 +24,12 @@ INFO = b'{"model_path":"sim","tokenizer_path":"sim","served_model_name":"sim","i
 class Body(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw(b"")
     max_tokens: int = 1
+    max_completion_tokens: int = 0  # its newer name, which sglang-router and smg write in its place
     stream: bool = False
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.max_completion_tokens or self.max_tokens
 
 
 class Connection(asyncio.Protocol):
@@ -80,7 +85,7 @@ class Connection(asyncio.Protocol):
         emit = self.whole
         if body.stream:
             emit = self.resumable_event if resumable else self.event
-        sequence = self.sequence = Sequence(bytes(body.messages), chain, body.max_tokens, emit, [])
+        sequence = self.sequence = Sequence(bytes(body.messages), chain, body.answer_tokens, emit, [])
         if body.stream:
             self.transport.write(RESUMABLE_HEAD if resumable else STREAM_HEAD)
         self.engine.submit(sequence)

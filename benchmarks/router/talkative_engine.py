@@ -37,7 +37,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body, self.body = self.body, b""
         if self.path == b"/v1/chat/completions":
-            self.stream(msgspec.json.decode(body, type=Body).max_tokens)
+            self.stream(msgspec.json.decode(body, type=Body).answer_tokens)
         elif self.path == b"/v1/models":
             self.send(b'{"object":"list","data":[{"id":"sim","object":"model"}]}')
         else:

@@ -28,7 +28,7 @@ from shoal_router.listener import Listener
 from shoal_router.local import Local
 from shoal_router.metrics import Metrics
 from shoal_router.models import ModelTable
-from shoal_router.placement import Placer
+from shoal_router.placer import Placer
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prices import LearnedPrices

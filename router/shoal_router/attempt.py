@@ -14,8 +14,9 @@ from shoal_router.errors import BadReply
 from shoal_router.failure import Failure
 from shoal_router.placement import Placement
 from shoal_router.refusal import Refusal, may_be_refusal
+from shoal_router.reply_head import ReplyHead
 from shoal_router.retry import STALE_WITHIN_S
-from shoal_router.upstream import ReplyHead, UpstreamConnection
+from shoal_router.upstream import UpstreamConnection
 
 
 class Owner(Protocol):

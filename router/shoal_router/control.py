@@ -11,8 +11,8 @@ from typing import Final
 
 from shoal_router.errors import BadReply
 from shoal_router.pool import Pool
+from shoal_router.reply_head import ReplyHead
 from shoal_router.unchunk import Unchunker
-from shoal_router.upstream import ReplyHead
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 

@@ -1,6 +1,6 @@
 """The replicas this router knows: their standing, their load, and what they said of themselves.
 
-One Endpoint per replica, changed by placement.py (own load), health.py (standing, report) and engine_link.py (report).
+One Endpoint per replica, changed by placer.py (own load), health.py (standing, report) and engine_link.py (report).
 Chooses nothing, sends nothing.
 """
 

@@ -19,13 +19,13 @@ from shoal_router.fair_queue import Claim
 from shoal_router.prompt import Prompt, Work
 from shoal_router.proxied import Proxied
 from shoal_router.relay import Relay
+from shoal_router.reply_head import ReplyHead
 from shoal_router.request import Request
 from shoal_router.resumable_stream import ResumableStream
 from shoal_router.resume import state_of
 from shoal_router.retry import may_retry
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Overdue, overdue
-from shoal_router.upstream import ReplyHead
 
 if TYPE_CHECKING:
     from shoal_router.proxy import Proxy

@@ -16,9 +16,9 @@ from shoal_router.endpoints import Endpoint
 from shoal_router.failure import Failure
 from shoal_router.placement import Placement
 from shoal_router.prompt import Prompt
+from shoal_router.reply_head import ReplyHead
 from shoal_router.request import Request
 from shoal_router.retry import FRESH
-from shoal_router.upstream import ReplyHead
 from shoal_router.usage import Usage, read_usage
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from shoal_router.gate import Gate
 from shoal_router.interrupted import Interrupted
 from shoal_router.journal import Journal
 from shoal_router.metrics import Metrics
-from shoal_router.placement import Placer
+from shoal_router.placer import Placer
 from shoal_router.prompt import Prompt, Work
 from shoal_router.proxied import Proxied
 from shoal_router.quarantine import Quarantine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from shoal_router.failure import Failure, read_last_word
-from shoal_router.upstream import ReplyHead
+from shoal_router.reply_head import ReplyHead
 
 MAX_BYTES: Final = 64 * 1024
 

@@ -11,8 +11,8 @@ from typing import Final
 from shoal_router import replies
 from shoal_router.connection import ClientConnection
 from shoal_router.errors import RouterError
+from shoal_router.reply_head import ReplyHead
 from shoal_router.unchunk import Unchunker
-from shoal_router.upstream import ReplyHead
 
 TAIL_PIECES: Final = 4  # usage, [DONE] and the last chunk may come in a piece each
 

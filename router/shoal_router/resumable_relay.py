@@ -15,8 +15,8 @@ from shoal_router.connection import ClientConnection
 from shoal_router.errors import BadReply
 from shoal_router.event_reader import EventReader
 from shoal_router.relay import TAIL_PIECES
+from shoal_router.reply_head import ReplyHead
 from shoal_router.resume import TOKENS, Progress
-from shoal_router.upstream import ReplyHead
 
 _TOKENS_LINE: Final = RESUME_LINE + TOKENS + b" "
 _TOKENS_LINE_BYTES: Final = len(_TOKENS_LINE)
@@ -165,7 +165,7 @@ def _chunk(data: bytes, at: int) -> tuple[int, int]:
     Else zeros. Byte by byte, which compiled takes less than one search.
     """
     size, behind, end = 0, at, len(data)
-    while behind < end:
+    while behind < end and behind - at <= _MOST_SIZE_DIGITS:
         digit = data[behind]
         if 0x30 <= digit <= 0x39:
             size = 16 * size + digit - 0x30

@@ -17,13 +17,13 @@ from shoal_router.errors import BadReply, ReplicaLost, ReplicaTimeout, RouterErr
 from shoal_router.failure import Failure, error_of, lost_error, outcome_of, read_last_word
 from shoal_router.prompt import Prompt
 from shoal_router.proxied import Proxied
+from shoal_router.reply_head import ReplyHead
 from shoal_router.request import Request
 from shoal_router.resumable_relay import ResumableRelay
 from shoal_router.resume import Progress, rest_of, state_of
 from shoal_router.retry import History, may_resume
 from shoal_router.standing import Outcome
 from shoal_router.timeouts import Overdue, overdue
-from shoal_router.upstream import ReplyHead
 from shoal_router.usage import Usage
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import msgspec
 
 from shoal_api.names import HEADER_RESUME, RESUME_LINE
 from shoal_router.errors import BadReply
+from shoal_router.reply_head import ReplyHead
 from shoal_router.request import Request
-from shoal_router.upstream import ReplyHead
 
 TOKENS: Final = b"tokens"
 DONE: Final = b"done"

@@ -1,6 +1,6 @@
 """How the requests of one model are spread: the routing options of a manifest or of the router, ready for use.
 
-Chooses nothing; policy.py and placement.py do.
+Chooses nothing; policy.py and placer.py do.
 """
 
 from __future__ import annotations

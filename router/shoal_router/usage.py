@@ -63,7 +63,7 @@ def _number_at(text: bytes, at: int) -> int:
         return -1
     start = at = _behind_blanks(text, at + 1)
     number = 0
-    while at < len(text) and 0x30 <= text[at] <= 0x39:
+    while at < len(text) and 0x30 <= text[at] <= 0x39 and at - start <= _MOST_DIGITS:
         number = 10 * number + text[at] - 0x30
         at += 1
     digits = at - start

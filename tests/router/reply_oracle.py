@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import h11
 
 from shoal_router import replies
+from shoal_router.reply_head import ReplyHead
 from shoal_router.unchunk import Unchunker
-from shoal_router.upstream import ReplyHead, UpstreamConnection
+from shoal_router.upstream import UpstreamConnection
 
 # The client gets a status line of our own: whatever bytes a replica gives as its reason, nobody reads them.
 _REASON = re.compile(rb"^(HTTP/1\.[01] [0-9]{3}) [^\r\n]*")

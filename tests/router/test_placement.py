@@ -15,7 +15,8 @@ from shoal_router.endpoints import Endpoint, Report
 from shoal_router.errors import NoReplicaReady
 from shoal_router.fields import read_fields
 from shoal_router.models import ModelTable
-from shoal_router.placement import Placement, Placer
+from shoal_router.placement import Placement
+from shoal_router.placer import Placer
 from shoal_router.policy import Weights
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex

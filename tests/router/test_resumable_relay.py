@@ -13,10 +13,10 @@ from shoal_router.connection import ClientConnection
 from shoal_router.errors import BadReply
 from shoal_router.event_reader import MAX_EVENT_BYTES, EventReader
 from shoal_router.listener import ConnectionSettings, Listener
+from shoal_router.reply_head import ReplyHead
 from shoal_router.request import Request
 from shoal_router.resumable_relay import ResumableRelay
 from shoal_router.resume import Progress
-from shoal_router.upstream import ReplyHead
 from tests.router.resumable_engine import DRAINING, ids_of, place_of, seen_by_client, with_line
 from tests.router.resumed import STEPS, Body, cut
 from tests.router.scripted import LAST_CHUNK, chunk

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shoal_router.discovery import Address
 from shoal_router.endpoints import Endpoint, Report
 from shoal_router.models import ModelTable
-from shoal_router.placement import Placer
+from shoal_router.placer import Placer
 from shoal_router.pool import Pool
 from shoal_router.prefix_index import PrefixIndex
 from shoal_router.prices import LearnedPrices
