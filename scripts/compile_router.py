@@ -28,6 +28,7 @@ MODULES = [
     "shoal_router/believed_cache",
     "shoal_router/canonical",
     "shoal_router/chain_header",
+    "shoal_router/chunks",
     "shoal_router/connection",
     "shoal_router/decisions",
     "shoal_router/demand",

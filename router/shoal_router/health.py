@@ -1,6 +1,7 @@
 """Ask each replica how it is and what it serves, and let requests tell when it fails. Chooses nothing.
 
-One task per replica: /ready, then /v1/models, and /metrics unless its engine pushes its load (engine_link.py).
+One task per replica: /ready, then /v1/models, and /metrics. One whose engine pushes its load (engine_link.py) is asked
+every fifth time, and never for /metrics.
 A fault seen by a request ejects its replica at once; the task is woken and asks again after the pause of its
 standing, so a replica that blinked is back within a second.
 """
@@ -25,7 +26,9 @@ from shoal_router.standing import Outcome, State
 
 log = logging.getLogger(__name__)
 
-MODELS_EVERY: Final = 5  # health checks; and whenever a replica becomes ready
+MODELS_EVERY: Final = (
+    5  # health checks; whenever a replica becomes ready; and a linked one is asked no more often
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,11 @@ class Health:
     async def _run(self, endpoint: Endpoint) -> None:
         checks = 0
         while True:
+            in_full = checks % MODELS_EVERY == 0
             try:
-                await self._check(endpoint, ask_models=checks % MODELS_EVERY == 0)
+                # One that pushes says itself, and sooner, that it is ready no more; each check is a new connection.
+                if in_full or not endpoint.linked or endpoint.state is not State.HEALTHY:
+                    await self._check(endpoint, ask_models=in_full)
             except Exception:
                 log.exception("bug in the health check of %s", endpoint.name)
             checks += 1

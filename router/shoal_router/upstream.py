@@ -1,8 +1,8 @@
 """Connections to replicas: send one request, hand its reply on as the bytes that came.
 
 Decides nothing about retries. llhttp reads along only to learn the status, the headers and where the reply
-ends; the body is never rebuilt. A reply that is not exactly one HTTP reply (two of them, an upgrade, broken
-chunks) is an error and taints its connection.
+ends; the body is never rebuilt, and ordinary chunks in the midst of it are not even parsed (chunks.py). A reply that is
+not exactly one HTTP reply (two of them, an upgrade, broken chunks) is an error and taints its connection.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from shoal_router.chunks import whole_chunks
 from shoal_router.errors import BadReply
 from shoal_router.http1 import FRAMING
 from shoal_router.reply_head import ReplyHead
@@ -60,6 +61,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head = b""  # raw bytes until the head is complete
         self._reply: ReplyHead | None = None
         self._started = False  # the sink has seen the head
+        self._between_chunks = False  # of the reply, and so is the parser
         self._complete = self._reusable = self._paused = False
         self._length = self._body_bytes = 0  # announced by Content-Length; received
         self._tail = b""  # the last five bytes of the body at least
@@ -73,7 +75,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Send a request; `sink` gets the reply."""
         self._sink = sink
         self._head = b""
-        self._started = self._complete = False
+        self._started = self._complete = self._between_chunks = False
         self._reply = None
         self._transport.writelines((head, body))
 
@@ -136,6 +138,11 @@ class UpstreamConnection(asyncio.Protocol):
         if sink is None:  # bytes that nobody asked for
             self.abort()
             return
+        if self._between_chunks:
+            if whole_chunks(data):  # the parser would come to stand where it stands
+                sink.reply_data(data)
+                return
+            self._between_chunks = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -172,6 +179,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(sink, BadReply("bytes after the end of the reply"))
         else:
             self._started = True
+            self._between_chunks = reply.chunked and whole_chunks(body)
             sink.reply_started(reply, body)
             if self._complete and self._sink is sink:
                 self._end(sink)
