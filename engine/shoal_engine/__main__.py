@@ -110,6 +110,7 @@ def settings_of(options: ServeOptions, environ: Mapping[str, str], grpc_port: in
         seed=options.seed,
         drain_timeout_s=options.drain_timeout_s,
         grpc_port=grpc_port,
+        any_grpc_port=options.grpc_port is None,
     )
 
 

@@ -53,6 +53,7 @@ class Settings:
     seed: int | None = None  # of the seeds that are drawn for requests that bring none
     drain_timeout_s: float = 300.0
     grpc_port: int = 0  # where routers watch the engine's state; 0: nowhere
+    any_grpc_port: bool = False  # whether another one will do when that is taken
     limits: Limits = field(default_factory=Limits)
     sender: SpanSender | None = None  # of traces, when there are to be any
 
@@ -110,8 +111,11 @@ class ApiServer:
         try:
             self.metrics.grpc_port = await self._state_server.start(host, port)
         except OSError as error:
-            log.error("cannot listen for gRPC; choose another --grpc-port", extra={"why": str(error)})
-            return False
+            if not self.settings.any_grpc_port:
+                log.error("cannot listen for gRPC; choose another --grpc-port", extra={"why": str(error)})
+                return False
+            # Another engine, started at the same time, was quicker. Routers read in the metrics which port it is.
+            self.metrics.grpc_port = await self._state_server.start(host, 0)
         return True
 
     def stop(self) -> None:

@@ -20,6 +20,7 @@ import httpx
 from tests.engine.server.running import until
 
 KEY = "test-key"
+ENGINE = [sys.executable, "-m", "shoal_engine"]
 
 
 @dataclass(slots=True)
@@ -68,18 +69,18 @@ def free_port() -> int:
 
 def start(*options: str) -> subprocess.Popen[bytes]:
     """The command itself; its stderr is the caller's to read."""
-    return subprocess.Popen([sys.executable, "-m", "shoal_engine", *options], stderr=subprocess.PIPE)
+    return subprocess.Popen([*ENGINE, *options], stderr=subprocess.PIPE)
 
 
 @contextlib.contextmanager
 def serve(*options: str) -> Iterator[Served]:
     """Started and ready; ended by SIGTERM if the test has not ended it."""
-    port = free_port()
+    port, grpc_port = free_port(), free_port()  # other tests' engines would all like to have 9000
     with tempfile.TemporaryDirectory() as folder:
         stderr = Path(folder) / "stderr"
         with stderr.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "shoal_engine", f"--port={port}", f"--api-key={KEY}", *options],
+                [*ENGINE, f"--port={port}", f"--grpc-port={grpc_port}", f"--api-key={KEY}", *options],
                 stderr=file,
                 env={**os.environ, "SHOAL_API_KEY": ""},
             )

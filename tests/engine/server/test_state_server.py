@@ -155,6 +155,13 @@ def test_a_port_that_is_taken_meanwhile_ends_the_server() -> None:
             assert server.exit_code() == ExitCode.ADDRESS
 
 
+def test_a_port_that_nobody_asked_for_and_is_taken_meanwhile_is_replaced() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serving(grpc_port=port, any_grpc_port=True) as server:
+            assert server.metric("shoal:grpc_port") not in (0, port)
+
+
 def test_without_a_port_nothing_listens(server: Running) -> None:
     assert server.metric("shoal:grpc_port") == 0
     assert "shoal:grpc_port" in server.http.get("/metrics").text
