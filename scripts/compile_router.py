@@ -32,6 +32,7 @@ MODULES = [
     "shoal_router/connection",
     "shoal_router/decisions",
     "shoal_router/demand",
+    "shoal_router/digits",
     "shoal_router/dispatch",
     "shoal_router/drain_rate",
     "shoal_router/endpoints",

@@ -1,6 +1,6 @@
 """How true a router's index is: real engines whose caches are too small for all prefixes, killed, cut off and misheard.
 
-    python benchmarks/router/churn.py [--seconds 600] [--replicas 3] [--rate 12]
+    [PYTHONPATH=build/compiled] python benchmarks/router/churn.py [--seconds 600] [--replicas 3] [--rate 12]
 
 Chat requests whose beginnings come and go by Zipf's law; a router in this process, so that its index can be looked at.
 On the way an update is lost, a link is cut, and an engine is killed with SIGKILL and started again. A second watcher asks

@@ -13,6 +13,7 @@ from shoal_api.names import RESUME_LINE
 from shoal_router import replies
 from shoal_router.chunks import chunk_at
 from shoal_router.connection import ClientConnection
+from shoal_router.digits import number_at
 from shoal_router.errors import BadReply
 from shoal_router.event_reader import EventReader
 from shoal_router.relay import TAIL_PIECES
@@ -21,7 +22,6 @@ from shoal_router.resume import TOKENS, Progress
 
 _TOKENS_LINE: Final = RESUME_LINE + TOKENS + b" "
 _TOKENS_LINE_BYTES: Final = len(_TOKENS_LINE)
-_MOST_DIGITS: Final = 9  # of a token id that is taken without a look at its size
 _SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1024)]  # of most chunks
 PING: Final = b": ping\n\n"
 
@@ -110,9 +110,9 @@ class ResumableRelay:
             start, stop = chunk_at(data, at)
             if not start or not data.startswith(_TOKENS_LINE, start) or data[stop - 1] != 0x0A:
                 break
-            token, line_end = _number(data, start + _TOKENS_LINE_BYTES)
-            if token < 0:
-                line_end = data.find(b"\n", start)
+            token, line_end = number_at(data, start + _TOKENS_LINE_BYTES)
+            if token < 0 or data[line_end] != 0x0A:  # something else, or more than one token
+                token, line_end = -1, data.find(b"\n", start)
             if data.find(b"\n", line_end + 1) != stop - 2:
                 break
             if token >= 0:
@@ -157,13 +157,3 @@ class ResumableRelay:
 
     def _write(self, events: bytes) -> None:
         self._client.write(replies.chunk(events) if self._framed else events)
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    """The number that is the rest of the line, and where that ends; -1 when there is anything else."""
-    number, behind, end = 0, at, len(data)
-    while behind < end and 0x30 <= data[behind] <= 0x39 and behind - at <= _MOST_DIGITS:
-        number = 10 * number + data[behind] - 0x30
-        behind += 1
-    whole = 0 < behind - at <= _MOST_DIGITS and behind < end and data[behind] == 0x0A
-    return (number, behind) if whole else (-1, behind)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from shoal_router.digits import number_at
+
 DEFAULT_BYTES_PER_TOKEN: Final = 4.0
 _LOWEST, _HIGHEST = 0.5, 64.0  # beyond these something else than text was counted
 _LEARNING_RATE: Final = 0.05
 _TAIL_BYTES: Final = 4096
-_MOST_DIGITS: Final = 9
 _COLON: Final = 0x3A
 _ENDS: Final = b",}"
 _BLANKS: Final = b" \t\r\n"
@@ -46,30 +47,21 @@ def _last_number(tail: bytes, name: bytes) -> int:
     """The number behind the last such name that has one, searched from the end, where it stands; else -1."""
     at = tail.rfind(name)
     while at >= 0:
-        number = _number_at(tail, at + len(name))
+        number = _value_at(tail, at + len(name))
         if number >= 0:
             return number
         at = tail.rfind(name, 0, at)
     return -1
 
 
-def _number_at(text: bytes, at: int) -> int:
-    """The number between a colon there and the next member or the object's end; -1 when there is none.
-
-    Byte by byte, which compiled takes a tenth of what a regular expression does.
-    """
+def _value_at(text: bytes, at: int) -> int:
+    """The number between a colon there and the next member or the object's end; -1 when there is none."""
     at = _behind_blanks(text, at)
     if at == len(text) or text[at] != _COLON:
         return -1
-    start = at = _behind_blanks(text, at + 1)
-    number = 0
-    while at < len(text) and 0x30 <= text[at] <= 0x39 and at - start <= _MOST_DIGITS:
-        number = 10 * number + text[at] - 0x30
-        at += 1
-    digits = at - start
+    number, at = number_at(text, _behind_blanks(text, at + 1))
     at = _behind_blanks(text, at)
-    whole = 0 < digits <= _MOST_DIGITS and at < len(text) and text[at] in _ENDS
-    return number if whole else -1
+    return number if at < len(text) and text[at] in _ENDS else -1
 
 
 def _behind_blanks(text: bytes, at: int) -> int:
