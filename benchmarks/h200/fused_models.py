@@ -84,11 +84,9 @@ def _widened(model: Llama) -> Llama:
         norm.kernels, norm.weight = kernels, norm.weight.float()
     for block in twin.blocks:
         block.attention.kernels = block.mlp.kernels = kernels
-        if block.attention.q_norm is not None and block.attention.k_norm is not None:
-            block.attention.q_norm, block.attention.k_norm = (
-                block.attention.q_norm.float(),
-                block.attention.k_norm.float(),
-            )
+        heads = block.attention.heads
+        if heads.q_gain is not None and heads.k_gain is not None:
+            block.attention.heads = replace(heads, q_gain=heads.q_gain.float(), k_gain=heads.k_gain.float())
         for linear in (
             block.attention.qkv_proj,
             block.attention.o_proj,

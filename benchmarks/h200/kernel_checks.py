@@ -13,7 +13,7 @@ from kernel_cases import DEVICE, LLAMA_8B, QWEN3_06B, Case, build, poisoned_cach
 from torch import Tensor
 
 from shoal_engine.kernels.cuda import CudaKernels
-from shoal_engine.kernels.interface import AttentionScale, HeadLayout
+from shoal_engine.kernels.interface import AttentionScale, HeadInput, HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_decode import DecodeTiling
 from shoal_engine.kernels.triton_prefill import PrefillTiling
@@ -41,6 +41,12 @@ SHARED = [
     Case("few share", (1,) * 5, (700, 300, 513, 290, 5000), 272),
     Case("all share", (1,) * 50, (*range(600, 640), *range(1200, 1210)), 528),
 ]
+
+DECODES = [
+    CASES[0], CASES[1], CASES[2],
+    Case("some rows", (1,) * 64, tuple(1 + 97 * row % 700 for row in range(64))),
+    Case("many rows", (1,) * 200, tuple(1 + 53 * row % 400 for row in range(200))),
+]  # fmt: skip
 
 Errors = Iterator[tuple[str, float, float]]  # name, error, what is allowed
 Jobs = Iterator[Callable[[], Errors]]
@@ -96,6 +102,25 @@ def _of_shared_prefixes() -> Jobs:
             yield partial(_attention, case, layout, torch.bfloat16, 16, scale, CudaKernels(), cache_dtype)
 
 
+def _of_decodes_alone(cache_dtype: torch.dtype | None = None) -> Jobs:
+    """What `gluon_decode` serves: groups of heads, pages and windows, few rows of each and many of some."""
+    layouts = (QWEN3_06B, LLAMA_8B, HeadLayout(14, 2, 64), HeadLayout(3, 3, 128), HeadLayout(64, 8, 128))
+    for index, (layout, block_tokens) in enumerate(zip(layouts, (16, 64, 8, 16, 32), strict=True)):
+        few, many = DECODES[:3], DECODES[3 + index % 2]
+        for case, window in (
+            (few[0], None),
+            (few[1], 100),
+            (few[2], None),
+            (few[1], None),
+            (many, None),
+            (many, 100),
+        ):
+            scale = AttentionScale(layout.head_dim**-0.5, window)
+            yield partial(
+                _attention, case, layout, torch.bfloat16, block_tokens, scale, CudaKernels(), cache_dtype
+            )
+
+
 def _of_tilings() -> Jobs:
     scale = AttentionScale(128**-0.5)
     for tiling in (PrefillTiling(128, 64, 4, 3), PrefillTiling(64, 64, 4, 3), PrefillTiling(128, 128, 8, 2)):
@@ -142,7 +167,7 @@ def _attention(
     qkv = torch.randn(case.tokens, layout.qkv_size, device=DEVICE, dtype=dtype)
     rope = rope_table(max(case.contexts), layout.head_dim)
     norms = [torch.randn(layout.head_dim, device=DEVICE, dtype=dtype) for _ in range(2)]
-    twin_cache = cache.clone()
+    twin_cache, new_cache = cache.clone(), cache.clone()
     with poisoned_outputs():
         q = kernels.rotate_and_store(qkv, layout, rope, batch, cache, *norms)
     want = TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache, *norms)
@@ -163,6 +188,15 @@ def _attention(
     yield f"worst of {name}", float((got[:rows].float() - want).abs().max()), 2e-2
     yield f"padding of {name}", float(not bool((got[rows:] == 0).all())), 0.0
     yield f"rerun of {name}", float(not torch.equal(got, again)), 0.0
+    heads = HeadInput(rope, *norms)
+    with poisoned_outputs():
+        both = [kernels.attend_new(qkv, layout, heads, batch, new_cache, scale) for _ in range(2)]
+    yield f"both at once of {name}", relative_error(both[0][:rows], want), TOLERANCE[dtype]
+    yield f"padding of both {name}", float(not bool((both[0][rows:] == 0).all())), 0.0
+    yield f"rerun of both {name}", float(not torch.equal(*both)), 0.0
+    wide = new_cache.float().nan_to_num(9.0)
+    yield f"cache of both {name}", relative_error(wide, twin_wide), 1e-2 if cache_dtype else 4e-3
+    yield f"NaN of both {name}", float(not torch.equal(new_cache.float().isnan(), cache.float().isnan())), 0.0
     if not ALLOCATES_PLAINLY:
         captured = _captured(lambda: _step(kernels, q, layout, batch, cache, scale))
         yield f"graph of {name}", float(not torch.equal(got, captured)), 0.0
@@ -211,6 +245,8 @@ GROUPS: dict[str, Callable[[], Jobs]] = {
     "heads of 96": partial(_of_layout, HeadLayout(3, 3, 96), torch.bfloat16, 8, 300),
     "heads of 256": partial(_of_layout, HeadLayout(8, 1, 256), torch.bfloat16, 16, None),
     "float32": partial(_of_layout, HeadLayout(4, 2, 64), torch.float32, 16, 48),
+    "decodes alone": _of_decodes_alone,
+    "decodes alone, float8": partial(_of_decodes_alone, torch.float8_e4m3fn),
     "tilings": _of_tilings,
     "fresh prompts": _of_fresh_prompts,
     "capped logits": _of_capped_logits,

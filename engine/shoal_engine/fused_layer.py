@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal_engine.kernels.interface import AttentionScale
-from shoal_engine.kernels.triton_fused_attention import HeadInput
+from shoal_engine.kernels.interface import AttentionScale, HeadInput
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, NormInput
 from shoal_engine.layers.linear import Linear
 from shoal_engine.layers.norm import RMSNorm
@@ -46,7 +45,7 @@ def fused_layer(block: Block) -> FusedLayer | None:
     return FusedLayer(
         input_norm=_norm(block.input_norm),
         qkv=qkv,
-        heads=HeadInput(attention.rope, attention.q_norm, attention.k_norm, attention.norm_eps),
+        heads=attention.heads,
         scale=attention.scale,
         output=output,
         post_norm=_norm(block.post_norm),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +15,7 @@ from torch import Tensor
 
 from shoal_engine.config import ModelConfig
 from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
-from shoal_engine.kernels.fused_tiles import MAX_ROWS, AttentionTile, GemvTile, ProductTile
+from shoal_engine.kernels.fused_tiles import MAX_ROWS, AttentionTile, GemvTile, ProductTile, narrow_tile
 from shoal_engine.kernels.interface import HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.layers.linear import Linear
@@ -44,6 +48,47 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # the interpreter trunc
 BLOCK_TOKENS = 16
 GEMV = GemvTile(row_steps=4, segments=1, warps=4)
 PRODUCT = ProductTile(block_n=32, block_k=64, parts=1)
+
+
+# The down product of Qwen3-0.6B, compiled for Hopper in a process without the interpreter.
+NARROW = """
+import json
+import torch
+import triton
+from shoal_engine.kernels.fused_tiles import narrow_tile
+from shoal_engine.kernels.gpu import H200
+from shoal_engine.kernels.triton_builds import foreseen, target_of
+from shoal_engine.kernels.triton_fused_operands import FusedWeight, PartialSums, Stream
+from shoal_engine.kernels.triton_fused_product import multiply_rows
+
+def empty(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+def walk():
+    sums = PartialSums(empty(8, dtype=torch.float32), empty(8, dtype=torch.int32))
+    for rows, dtype in ((8, torch.bfloat16), (8, torch.float8_e4m3fn), (3, torch.bfloat16), (16, torch.bfloat16)):
+        scale = empty(1024, dtype=torch.float32) if dtype == torch.float8_e4m3fn else None
+        stream = Stream(empty(rows, 1024), empty(rows, 1024), empty(rows * 64, dtype=torch.float32))
+        weight = FusedWeight(empty(1024, 3072, dtype=dtype), scale)
+        x, gain, tile = empty(rows, 3072), empty(1024), narrow_tile(16, 8, 6)
+        multiply_rows(x, weight, stream.scaled, tile, sums, True, adds_to=stream, gain=gain)
+
+told = []
+for build in foreseen(H200, walk):
+    source = build.kernel.ASTSource(build.kernel, build.signature, build.constants, build.attributes)
+    compiled = triton.compile(source, target=target_of(H200), options=build.options)
+    before, _, after = compiled.asm["ptx"].partition("griddepcontrol.wait")
+    loads, late = (
+        [line for line in part.splitlines() if "ld.global" in line and "evict_first" in line] for part in (before, after)
+    )
+    constants = {build.kernel.arg_names[at[0]]: value for at, value in build.constants.items()}
+    told.append({
+        "loads": sum(".v4." in line for line in loads), "late": len(late),
+        "bytes": 4 // constants["packed"], "blocks": constants["block_m"] // 8,
+        "products": compiled.asm["ptx"].count("mma.sync"), "registers": build.options["maxnreg"],
+    })
+print(json.dumps(told))
+"""
 
 
 class PlainWeights(RandomWeights):
@@ -136,6 +181,26 @@ def test_a_second_step_finds_the_counters_at_zero() -> None:
     fused = fuse(model, 2, ProductTile(block_n=32, block_k=32, parts=2), workers=4)
     for _ in range(2):
         check(model, fused, [50, 30])
+
+
+def test_a_narrow_tile_is_served_by_the_other_kernel_where_there_is_no_gpu() -> None:
+    model = build(replace(SMALL, num_layers=1, intermediate_size=256))
+    check(model, fuse(model, 3, narrow_tile(16, 1, 4)), [33, 2, 7])
+
+
+def test_narrow_products_load_weights_into_registers_before_they_wait() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    process = [sys.executable, "-c", NARROW]
+    done = subprocess.run(process, env=environment, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert len(told) == 3  # one for 3 and 8 rows
+    for build in told:
+        assert build["loads"] == 16 * 3072 * build["bytes"] // (
+            256 * 16
+        )  # 16 rows, 16 bytes of 256 threads at once
+        assert build["late"] == 0
+        assert build["products"] == build["blocks"] * 3072 // (8 * 16)
+        assert build["registers"] <= 248
 
 
 def test_a_model_that_cannot_be_fused_is_refused() -> None:

@@ -60,7 +60,7 @@ class _Step:
     workspace_address: int = 0
 
 
-class CpuKernels:
+class CpuKernels(Kernels):
     """Implements `interface.Kernels` for float32 and bfloat16. Keeps its workspace between calls: one caller at a time."""
 
     def __init__(self, library: ctypes.CDLL) -> None:

@@ -8,15 +8,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shoal_engine.kernels import cudnn_prefill, triton_decode, triton_norm, triton_prefill, triton_rotary
-from shoal_engine.kernels.cudnn_prefill import DensePrefill
-from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels import (
+    cudnn_prefill,
+    gluon_decode,
+    triton_decode,
+    triton_norm,
+    triton_prefill,
+    triton_rotary,
+)
+from shoal_engine.kernels.cudnn_prefill import DensePrefill, StepRows
+from shoal_engine.kernels.fused_tiles import AttentionTile
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
 from shoal_engine.kernels.triton_decode import DecodeTiling, DecodeWorkspace
 from shoal_engine.kernels.triton_decode_plan import DecodePlan
+from shoal_engine.kernels.triton_fused_launch import can_overlap
 from shoal_engine.kernels.triton_prefill import PrefillTiling
 
 
-class CudaKernels:
+class CudaKernels(Kernels):
     """Implements `interface.Kernels` for float32 and bfloat16. Keeps workspaces between calls: one stream at a time.
 
     The layers of a step share the plan of its decodes, which is made when `attend` first sees the batch. A caller that
@@ -35,7 +44,7 @@ class CudaKernels:
         self._prefill_tiling = prefill_tiling
         self._workspaces: dict[tuple[HeadLayout, int, torch.device], DecodeWorkspace] = {}
         self._batch: AttentionBatch | None = None
-        self._plans: dict[tuple[HeadLayout, int | None, DecodeTiling], DecodePlan] = {}
+        self._plans: dict[tuple[HeadLayout, int | None, DecodeTiling | AttentionTile], DecodePlan] = {}
 
     def begin_step(self, batch: AttentionBatch) -> None:
         """Forget the plans: the lengths in `batch` have changed."""
@@ -68,7 +77,57 @@ class CudaKernels:
         self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
     ) -> Tensor:
         _check_cache(cache, q)
-        q = q.contiguous()
+        return self._attend(StepRows(q.contiguous()), layout, batch, cache, scale)
+
+    def attend_new(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        heads: HeadInput,
+        batch: AttentionBatch,
+        cache: Tensor,
+        scale: AttentionScale,
+    ) -> Tensor:
+        """Decodes alone are one kernel where `gluon_decode` serves. Keys that cuDNN will read are written as rows too.
+
+        Not if the cache is narrower and rounds: the first chunk of a prompt sees what the others will, the pages.
+        """
+        _check_cache(cache, qkv)
+        alone = 0 < batch.num_decodes == batch.num_requests and not batch.shares_prefixes
+        plain = self._decode_tiling is None and gluon_decode.serves(layout, scale, qkv.dtype, qkv.device)
+        if alone and plain:
+            return self._attend_decodes(qkv, layout, heads, batch, cache, scale)
+        keys, values = None, None
+        if cache.dtype == qkv.dtype and self._dense_prefills(batch, layout, scale, qkv.dtype):
+            keys = qkv.new_empty((qkv.shape[0], layout.num_kv_heads, layout.head_dim))
+            values = qkv.view(qkv.shape[0], -1, layout.head_dim)[:, -layout.num_kv_heads :]
+        q = triton_rotary.rotate_and_store(
+            qkv, layout, heads.rope_table, batch, cache, heads.q_gain, heads.k_gain, heads.eps, keys
+        )
+        return self._attend(StepRows(q, keys, values), layout, batch, cache, scale)
+
+    def _attend_decodes(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        heads: HeadInput,
+        batch: AttentionBatch,
+        cache: Tensor,
+        scale: AttentionScale,
+    ) -> Tensor:
+        tile = gluon_decode.tile_for(batch.num_decodes, cache.element_size())
+        plan = self._plan_of(batch, layout, scale, tile)
+        workspace = self._workspace_of(layout, plan.workers, qkv.device)
+        out = qkv.new_empty((qkv.shape[0], layout.q_size))
+        gluon_decode.attend_rows(
+            qkv.contiguous(), layout, batch, cache, scale, heads, plan, workspace, tile, out, can_overlap(qkv.device)
+        )  # fmt: skip
+        return out
+
+    def _attend(
+        self, rows: StepRows, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
+    ) -> Tensor:
+        q = rows.queries
         out = q.new_empty((q.shape[0], layout.q_size))
         if batch.num_decodes > 0:
             decode_tiling = self._decode_tiling or triton_decode.tiling_for(layout, q.dtype)
@@ -76,12 +135,12 @@ class CudaKernels:
             workspace = self._workspace_of(layout, plan.workers, q.device)
             triton_decode.attend_decodes(q, layout, batch, cache, scale, plan, workspace, decode_tiling, out)
         if batch.num_requests > batch.num_decodes:
-            return self._attend_prefills(q, layout, batch, cache, scale, out)
+            return self._attend_prefills(rows, layout, batch, cache, scale, out)
         return out
 
     def _attend_prefills(
         self,
-        q: Tensor,
+        rows: StepRows,
         layout: HeadLayout,
         batch: AttentionBatch,
         cache: Tensor,
@@ -89,31 +148,43 @@ class CudaKernels:
         out: Tensor,
     ) -> Tensor:
         """`out` with the rows of the prefills filled in, or what cuDNN returned when that is all there is."""
-        fresh: tuple[DensePrefill, ...] = ()
-        if self._prefill_tiling is None:
-            fresh = cudnn_prefill.dense_prefills(batch, layout, scale, q.dtype)
+        q = rows.queries
+        fresh = self._dense_prefills(batch, layout, scale, q.dtype)
         rows_done = 0
         for one in fresh:
-            attended = cudnn_prefill.attend_fresh(q, layout, batch, cache, scale, one)
-            rows_done += one.count * one.tokens
-            if rows_done == q.shape[0] == one.count * one.tokens:
-                return attended.view(out.shape)
-            rows = out[one.rows].view(one.count, one.chunk_tokens, -1)
-            rows[:, : one.tokens] = attended
+            attended = cudnn_prefill.attend_fresh(rows, layout, batch, cache, scale, one)
+            if attended.shape == out.shape:
+                return attended
+            out[one.rows] = attended
+            rows_done += attended.shape[0]
         if rows_done < q.shape[0] - batch.num_decodes:
             first_rows = cudnn_prefill.rows_left(batch, fresh) if fresh else None
             tiling = self._prefill_tiling or triton_prefill.tiling_for(layout, batch, q.dtype)
             triton_prefill.attend_prefills(q, layout, batch, cache, scale, tiling, out, first_rows)
         return out
 
+    def _dense_prefills(
+        self, batch: AttentionBatch, layout: HeadLayout, scale: AttentionScale, dtype: torch.dtype
+    ) -> tuple[DensePrefill, ...]:
+        if self._prefill_tiling is not None:
+            return ()
+        return cudnn_prefill.dense_prefills(batch, layout, scale, dtype)
+
     def _plan_of(
-        self, batch: AttentionBatch, layout: HeadLayout, scale: AttentionScale, tiling: DecodeTiling
+        self,
+        batch: AttentionBatch,
+        layout: HeadLayout,
+        scale: AttentionScale,
+        tiling: DecodeTiling | AttentionTile,
     ) -> DecodePlan:
         if batch is not self._batch:
             self.begin_step(batch)
         key = (layout, scale.window, tiling)
         if key not in self._plans:
-            self._plans[key] = triton_decode.plan_for(batch, layout, scale, tiling)
+            if isinstance(tiling, AttentionTile):
+                self._plans[key] = gluon_decode.plan_for(batch, layout, scale, tiling)
+            else:
+                self._plans[key] = triton_decode.plan_for(batch, layout, scale, tiling)
         return self._plans[key]
 
     def _workspace_of(self, layout: HeadLayout, workers: int, device: torch.device) -> DecodeWorkspace:

@@ -1,8 +1,10 @@
 """Attention of long prompts with nothing cached before them, by cuDNN: 627 TFLOP/s on an H200, our paged kernel 450 to 490.
 
-cuDNN reads no pages and aligns the diagonal at the first token, so this serves only the first chunk of a prompt, whose
-keys and values are copied out of their pages first (about 3 % of the time). It builds a plan for every shape, so only
-multiples of 1024 tokens go this way; the tail of a chunk is left to `triton_prefill.py`. Not for windows.
+cuDNN reads no pages and aligns the diagonal at the first token, so this serves only the first chunk of a prompt. Its keys
+and values are the rows that `triton_rotary.py` has just made; those of a narrower cache, which are rounded, are copied out
+of their pages (about 3 % of the time). cuDNN takes 38 ms for the plan of every new shape and every new stride, so only
+multiples of 1024 tokens in rows that follow each other go this way; the tail of a chunk is left to `triton_prefill.py`.
+Not for windows.
 """
 
 from __future__ import annotations
@@ -12,21 +14,20 @@ from dataclasses import dataclass
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
 from shoal_engine.kernels.triton_jit import jit_once
 
 SHAPE_TOKENS = 1024  # shapes are multiples of this
-LEAST_TOKENS = 2048  # in one call; less does not earn the copy and the launches
+LEAST_TOKENS = 2048  # in one call; less does not earn the launches
 TOKENS_PER_PROGRAM = 64
-BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True)
 class DensePrefill:
-    """Requests first_request : first_request+count, of chunk_tokens each, whose first `tokens` are attended in one call.
+    """The first `tokens` of each of `count` requests, attended in one call. Only the last of them has tokens beyond.
 
     first_row: of the first request, among all tokens of the step.
     """
@@ -34,12 +35,24 @@ class DensePrefill:
     first_request: int
     count: int
     first_row: int
-    chunk_tokens: int
     tokens: int
 
     @property
     def rows(self) -> slice:
-        return slice(self.first_row, self.first_row + self.count * self.chunk_tokens)
+        return slice(self.first_row, self.first_row + self.count * self.tokens)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """x [T, heads, D] of the whole step -> [count, heads, tokens, D], a view."""
+        return x[self.rows].view(self.count, self.tokens, *x.shape[1:]).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """Of all tokens of a step: queries [T, num_heads, D] and, unless they are in their pages only, keys and values."""
+
+    queries: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
 
 def dense_prefills(
@@ -56,36 +69,43 @@ def dense_prefills(
         tokens = new // SHAPE_TOKENS * SHAPE_TOKENS
         if new == context and tokens > 0 and (scale.window is None or scale.window >= new):
             last = runs[-1] if runs else None
-            if last and last.chunk_tokens == new and last.rows.stop == row:
-                runs[-1] = DensePrefill(last.first_request, last.count + 1, last.first_row, new, tokens)
+            if last and last.tokens == tokens and last.rows.stop == row:
+                runs[-1] = DensePrefill(last.first_request, last.count + 1, last.first_row, tokens)
             else:
-                runs.append(DensePrefill(request, 1, row, new, tokens))
+                runs.append(DensePrefill(request, 1, row, tokens))
         row += new
     return tuple(run for run in runs if run.count * run.tokens >= LEAST_TOKENS)
 
 
 def attend_fresh(
-    q: Tensor,
+    rows: StepRows,
     layout: HeadLayout,
     batch: AttentionBatch,
     cache: Tensor,
     scale: AttentionScale,
     dense: DensePrefill,
 ) -> Tensor:
-    """The output [count, tokens, num_heads*D] of `dense`; q [T, num_heads, D] are the queries of the whole step."""
-    count, tokens = dense.count, dense.tokens
-    keys, values = _gathered(cache, batch, layout, dense, q.dtype)
-    queries = q[dense.rows].view(count, dense.chunk_tokens, layout.num_heads, layout.head_dim)[:, :tokens]
-    with sdpa_kernel(BACKENDS, set_priority=True):
-        out = functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            keys,
-            values,
-            is_causal=True,
-            scale=scale.scale,
-            enable_gqa=layout.num_heads != layout.num_kv_heads,
-        )
-    return out.transpose(1, 2).reshape(count, tokens, layout.q_size)
+    """The output [count*tokens, num_heads*D] of `dense`, from the keys and values of `rows` or else of the pages."""
+    queries = dense.cut(rows.queries)
+    if rows.keys is None or rows.values is None:
+        keys, values = _gathered(cache, batch, layout, dense, queries.dtype)
+    else:
+        keys, values = dense.cut(rows.keys), dense.cut(rows.values)
+    out = _attended(queries, keys, values, scale.scale, layout.num_heads != layout.num_kv_heads)
+    return out.transpose(1, 2).reshape(dense.count * dense.tokens, layout.q_size)
+
+
+def _attended(queries: Tensor, keys: Tensor, values: Tensor, scale: float, is_grouped: bool) -> Tensor:
+    """Causal, of [count, heads, tokens, D] in any strides. By cuDNN where it can, else by what torch chooses."""
+    params = SDPAParams(queries, keys, values, None, 0.0, True, is_grouped)
+    if queries.is_cuda and can_use_cudnn_attention(params):
+        # By name: the context manager that puts it first in torch's choice costs the host another 24 us a call.
+        attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+        out: Tensor = attend(queries, keys, values, None, False, 0.0, True, False, scale=scale)[0]
+        return out
+    return functional.scaled_dot_product_attention(
+        queries, keys, values, is_causal=True, scale=scale, enable_gqa=is_grouped
+    )
 
 
 def rows_left(batch: AttentionBatch, dense: tuple[DensePrefill, ...]) -> Tensor:

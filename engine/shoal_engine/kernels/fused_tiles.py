@@ -32,6 +32,8 @@ class ProductTile:
     fold: warp groups that share block_k within a program (1: tensor cores of the whole program on one tile);
     head: tiles (1 or 2) that are loaded before the wait; stages: loads in flight in the loop over the rest.
     early: the next kernel may start with this one, not after its main loop.
+    narrow: where `gluon_narrow` serves, block_n rows by all of K, which `warps` share, and up to `head` chunks of it in
+    flight; the other fields are for elsewhere.
     """
 
     block_n: int = 64
@@ -42,6 +44,7 @@ class ProductTile:
     stages: int = 4
     head: int = 1
     early: bool = False
+    narrow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,10 @@ class AttentionTile:
 ROW_BLOCKS = (8, 16, 32, 64)  # rows of a product on tensor cores
 MAX_ROWS = ROW_BLOCKS[-1]
 _PROGRAMS = 264  # two for each processor of an H200
+_NARROW_K = 512  # eight warps share it evenly
+_NARROW_HEAD = 6  # chunks: with more in flight, registers run out
+# By row block, the most weights that narrow tiles pay for: each of them reads all of x.
+_NARROW_WEIGHTS = {8: 2**40, 16: 2**23, 32: 2**22}
 
 
 @functools.cache
@@ -80,12 +87,20 @@ def gemv_tile(n: int, k: int) -> GemvTile:
     return GemvTile()
 
 
+def narrow_tile(block_n: int, warps: int, head: int, early: bool = True) -> ProductTile:
+    """Where no narrow kernel serves, the warps share K as well, 64 of it each at a time."""
+    return ProductTile(block_n, 64 * warps, 1, warps, warps, 2, head, early, True)
+
+
 @functools.cache
 def product_tile(n: int, k: int, rows: int) -> ProductTile:
     """For 2..MAX_ROWS rows and a weight [n, k] as it lies in memory."""
     tuned = TABLE.get((n, k, row_block(rows)))
     if tuned is not None:
         return ProductTile(*tuned)  # type: ignore[arg-type]
+    if k % _NARROW_K == 0 and n * k <= _NARROW_WEIGHTS.get(row_block(rows), 0):
+        chunks = k // _NARROW_K
+        return narrow_tile(16, 8, chunks if chunks <= _NARROW_HEAD else 2)
     block_k = 256 if k <= 4096 and n * k <= 2**23 else 128
     tiles, parts = -(-n // 64), 1
     while tiles * parts < _PROGRAMS // 2 and k // (block_k * parts * 2) >= 1:

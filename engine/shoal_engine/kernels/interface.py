@@ -76,6 +76,16 @@ class AttentionScale:
     sinks: Tensor | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class HeadInput:
+    """How QKV becomes heads: rope_table [positions, D] float32; q_gain, k_gain [D] of the head norms, or None; their eps."""
+
+    rope_table: Tensor
+    q_gain: Tensor | None = None
+    k_gain: Tensor | None = None
+    eps: float = 1e-6
+
+
 class Kernels(Protocol):
     """All tensors of one call share a device; x is float32 or bfloat16, arithmetic inside is float32."""
 
@@ -113,3 +123,18 @@ class Kernels(Protocol):
         self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
     ) -> Tensor:
         """Causal attention of q [T, num_heads, D] over the paged cache; returns [T, num_heads * D]."""
+
+    def attend_new(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        heads: HeadInput,
+        batch: AttentionBatch,
+        cache: Tensor,
+        scale: AttentionScale,
+    ) -> Tensor:
+        """What a layer does with its QKV: `rotate_and_store`, then `attend`. A device may do both at once."""
+        q = self.rotate_and_store(
+            qkv, layout, heads.rope_table, batch, cache, heads.q_gain, heads.k_gain, heads.eps
+        )
+        return self.attend(q, layout, batch, cache, scale)

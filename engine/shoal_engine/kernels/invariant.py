@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shoal_engine.kernels.cuda import CudaKernels
-from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
 from shoal_engine.kernels.triton_prefill import FLOAT32_TILING, SHORT_TILING, WIDE_TILING, PrefillTiling
 
 
@@ -29,6 +29,17 @@ class InvariantKernels(CudaKernels):
     def begin_step(self, batch: AttentionBatch) -> None:
         super().begin_step(batch)
         self._seen, self._prefills = batch, _as_prefills(batch)
+
+    def attend_new(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        heads: HeadInput,
+        batch: AttentionBatch,
+        cache: Tensor,
+        scale: AttentionScale,
+    ) -> Tensor:
+        return Kernels.attend_new(self, qkv, layout, heads, batch, cache, scale)
 
     def attend(
         self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale

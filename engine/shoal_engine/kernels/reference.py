@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout, Kernels
 
 FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
-class ReferenceKernels:
+class ReferenceKernels(Kernels):
     """Implements `interface.Kernels` with torch operations only."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,14 +7,12 @@ the first tile of keys and values included, is loaded before the wait for QKV.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from shoal_engine.kernels.fused_tiles import AttentionTile
-from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout
 from shoal_engine.kernels.triton_decode import LOG2_E, DecodeWorkspace
 from shoal_engine.kernels.triton_decode_plan import DecodePlan
 from shoal_engine.kernels.triton_fused_heads import as_cached, rotated_heads, rotation
@@ -24,16 +22,6 @@ from shoal_engine.kernels.triton_jit import jit, jit_once
 
 _WIDEN = tl.constexpr(INTERPRETED)
 _MERGED_ELEMENTS = 2048  # of the pieces of a cut request, in the registers of a warp at once
-
-
-@dataclass(frozen=True, slots=True)
-class HeadInput:
-    """How QKV becomes heads: rope_table [positions, D] float32; q_gain, k_gain [D] of the head norms, or None; their eps."""
-
-    rope_table: Tensor
-    q_gain: Tensor | None = None
-    k_gain: Tensor | None = None
-    eps: float = 1e-6
 
 
 @jit

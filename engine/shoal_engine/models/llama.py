@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from shoal_engine.config import ModelConfig
-from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout, Kernels
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
 from shoal_engine.layers.attention import Attention
 from shoal_engine.layers.mlp import GatedMLP
 from shoal_engine.layers.norm import RMSNorm
@@ -99,9 +99,11 @@ def _attention(
         weights.linear([f"{name}.o_proj"], layout.q_size, [config.hidden_size], bias=config.output_bias),
         layout,
         AttentionScale(config.head_dim**-0.5, config.window(layer)),
-        rope,
+        HeadInput(
+            rope,
+            weights.take(f"{name}.q_norm.weight", config.head_dim) if config.qk_norm else None,
+            weights.take(f"{name}.k_norm.weight", config.head_dim) if config.qk_norm else None,
+            config.norm_eps,
+        ),
         kernels,
-        weights.take(f"{name}.q_norm.weight", config.head_dim) if config.qk_norm else None,
-        weights.take(f"{name}.k_norm.weight", config.head_dim) if config.qk_norm else None,
-        config.norm_eps,
     )

@@ -173,5 +173,5 @@ def test_every_shape_has_a_tile_that_a_kernel_can_run() -> None:
             tile = product_tile(n, k, rows)
             assert tile.parts >= 1
             assert tile.block_k % (16 * tile.fold) == 0
-            assert tile.head in (1, 2)
+            assert tile.head in ((1, 2) if not tile.narrow else range(1, 7))
     assert ROW_BLOCKS[-1] == MAX_ROWS

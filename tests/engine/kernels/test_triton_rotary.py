@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal_engine.kernels import triton_rotary
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
+from shoal_engine.kernels.triton_rotary import WHOLE, RotaryTiling
 from tests.engine.kernels.paged_batches import attention_batch, poison_outputs
 
 TWIN = ReferenceKernels()
@@ -35,7 +37,11 @@ def assert_near(got: Tensor, want: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("has_norm", [False, True])
-def test_queries_and_cache_equal_the_twins(layout: HeadLayout, dtype: torch.dtype, has_norm: bool) -> None:
+@pytest.mark.parametrize("query_heads", [2, 8, 32], ids="{} of a program".format)
+def test_queries_and_cache_equal_the_twins(
+    layout: HeadLayout, dtype: torch.dtype, has_norm: bool, query_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_rotary, "SPREAD", RotaryTiling(query_heads, 256))
     batch, num_blocks = attention_batch([1, 1, 1, 5], [3, 17, 0, 20], block_tokens=8)
     qkv = torch.randn(8, layout.qkv_size).to(dtype)
     rope = rope_table(20, layout.head_dim)
@@ -49,6 +55,20 @@ def test_queries_and_cache_equal_the_twins(layout: HeadLayout, dtype: torch.dtyp
     assert_near(cache, twin_cache)
     # Values are copied, not computed.
     assert torch.equal(cache[:, 1].nan_to_num(9.0), twin_cache[:, 1].nan_to_num(9.0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_keys_go_to_rows_as_to_their_pages(layout: HeadLayout) -> None:
+    batch, num_blocks = attention_batch([1, 1, 5], [3, 0, 20], block_tokens=8)
+    qkv, norm = torch.randn(7, layout.qkv_size), torch.randn(layout.head_dim)
+    cache = torch.zeros(num_blocks, 2, layout.num_kv_heads, 8, layout.head_dim)
+    keys = torch.full((7, layout.num_kv_heads, layout.head_dim), float("nan"))
+    rope = rope_table(20, layout.head_dim)
+    triton_rotary.rotate_and_store(qkv, layout, rope, batch, cache, norm, norm, 1e-6, keys, WHOLE)
+    real = batch.slots >= 0
+    slots = batch.slots[real]
+    assert torch.equal(keys[real], cache[slots // 8, 0, :, slots % 8])
+    assert not keys.isnan().any()
 
 
 def test_blocks_may_stand_apart_and_neighbours_stay_untouched() -> None:
