@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from figures import Figure, read_figures
-from one_engine import READY, shape_of
+from one_engine import READY, engine_options, shape_of
 
 SCRIPT = Path(__file__).with_name("workloads.py")
 SHOWN_CHARS = 1500  # of what a process that failed has printed
@@ -57,17 +57,23 @@ class Processes:
         return done.returncode == 0
 
     def _starts(self) -> list[Figure]:
-        """Seconds from a command line to its first token, with an empty kernel cache and with the one that left.
+        """Seconds from a command line to its first token: with an empty kernel cache, with the one that left, and with
+        an empty one from what `shoal build` made.
 
-        Python's bytecode is there in both.
+        Python's bytecode is there in all.
         """
-        caches = {name: str(self._folder / f"{self._engine}-kernels") for name in _KERNEL_CACHES}
+        caches = self._caches("kernels")
         if not self._args.cpu_tiny:
             caches["PYTHONPYCACHEPREFIX"] = str(self._folder / "bytecode")
             compile_imports(caches)
+        kinds = {"start cold": (caches, self._folder), "start again": (caches, self._folder)}
+        if self._engine == "shoal" and not self._args.cpu_tiny:
+            kinds["start built"] = ({**caches, **self._caches("unused")}, self._folder / "built")
         found = []
-        for kind in ("start cold", "start again"):
-            ready_s, printed = self._start(caches)
+        for kind, (environ, folder) in kinds.items():
+            if kind == "start built" and not self._build(environ, folder / "model"):
+                break
+            ready_s, printed = self._start(environ, folder)
             if ready_s is None:
                 print(f"{self._engine}: {kind} failed\n{printed[-SHOWN_CHARS:]}", flush=True)
                 break
@@ -76,11 +82,21 @@ class Processes:
             found.append(Figure(self._engine, name, fp8, kind, "s", ready_s, None, phases))
         return found
 
-    def _start(self, environ: Mapping[str, str]) -> tuple[float | None, str]:
+    def _caches(self, name: str) -> dict[str, str]:
+        return {variable: str(self._folder / f"{self._engine}-{name}") for variable in _KERNEL_CACHES}
+
+    def _build(self, environ: Mapping[str, str], output: Path) -> bool:
+        command = [sys.executable, "-m", "shoal_engine.build_command", str(self._folder / "model")]
+        command += ["-o", str(output), "--load-format", "dummy"]
+        for name, value in engine_options(self._args).items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        return subprocess.run(command, env={**os.environ, **environ}, check=False).returncode == 0
+
+    def _start(self, environ: Mapping[str, str], folder: Path) -> tuple[float | None, str]:
         """Seconds until it is ready, None if it never is, and what it printed so far. How it ends takes no time."""
         started = time.perf_counter()
         with subprocess.Popen(
-            [*self._command, "--workloads", "start"],
+            [*self._command, "--folder", str(folder), "--workloads", "start"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -102,7 +118,7 @@ class Processes:
 
 def compile_imports(environ: Mapping[str, str]) -> None:
     """Python's bytecode of what engines import, which an installation has and a bare machine's read-only folders lack."""
-    modules = "torch, triton, shoal_engine.cuda_backend, shoal_engine.llm, shoal_engine.loading"
+    modules = "torch, triton, shoal_engine.llm, shoal_engine.start_kernels, shoal_engine.build_command"
     subprocess.run([sys.executable, "-c", f"import {modules}"], env={**os.environ, **environ}, check=False)
 
 

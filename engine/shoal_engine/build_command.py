@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from shoal_api.exit_codes import ExitCode
@@ -65,7 +65,7 @@ def _build(options: ModelOptions, output: Path, gpu: str | None) -> int:
         if status:
             raise ModelLoadError("not all kernels could be compiled; the lines above say which")
         manifest = {
-            "shoal": version("shoal"),
+            "shoal": _version(),
             "torch": torch.__version__,
             "triton": triton.__version__,
             "capability": kind.capability,
@@ -75,6 +75,13 @@ def _build(options: ModelOptions, output: Path, gpu: str | None) -> int:
         write_artifact(model, output, Path(cache), manifest)
     print(output)
     return ExitCode.STOPPED
+
+
+def _version() -> str:
+    try:
+        return version("shoal")
+    except PackageNotFoundError:
+        return "from source"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,3 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", choices=GPUS, help="build for this one; unset: for the one that is here")
     add_flags(parser, ModelOptions)
     return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from shoal_engine.backend import StepDefaults
 from shoal_engine.cuda_runner import CudaRunner
 from shoal_engine.cuda_sampler import CudaSampler
 from shoal_engine.gpu_wakeup import wait_for_gpu
-from shoal_engine.kernel_cache import KernelBuild, prepare_keys
+from shoal_engine.kernel_cache import KernelBuild
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.invariant import InvariantKernels
@@ -25,7 +25,7 @@ from shoal_engine.models.llama import Llama
 from shoal_engine.placement import Placement
 from shoal_engine.runner import Runner
 from shoal_engine.sampler import Sampler
-from shoal_engine.step_graphs import decode_rows
+from shoal_engine.step_shapes import decode_rows
 
 if TYPE_CHECKING:
     from shoal_engine.engine import Engine
@@ -46,9 +46,7 @@ class CudaBackend:
         self._kernels = InvariantKernels() if options.deterministic else CudaKernels()
         self._build: KernelBuild | None = None
         if device.type == "cuda":
-            wait_for_gpu()
             self._build = KernelBuild.begin(options, kind_of(device))
-            prepare_keys()
         self._results: SamplingSpace | None = None
         cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
         self.place = Placement(device, dtype, self._kernels, cache_dtype)
@@ -56,6 +54,7 @@ class CudaBackend:
     def finish_kernels(self, progress: Callable[[], None]) -> None:
         if self._build is not None:
             self._build.wait(progress)
+        wait_for_gpu()
 
     def cache_budget_bytes(
         self, options: ModelOptions, model: Llama, layout: CacheLayout, limits: SchedulerLimits
@@ -72,7 +71,7 @@ class CudaBackend:
             limits.max_num_seqs,
             limits.max_model_len,
             self._space(model.config.vocab_size, limits),
-            fuse=not self._deterministic and cache.dtype == self.place.dtype,
+            fuse=not self._deterministic,
         )
 
     def sampler(self, vocab_size: int, seed: int, limits: SchedulerLimits) -> Sampler:

@@ -19,7 +19,8 @@ from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.plain_draws import PlainDraws
 from shoal_engine.runner import Computed, Runner, arrays_of
-from shoal_engine.step_graphs import FUSED_ROWS, Shape, StepGraphs, shares_prefixes
+from shoal_engine.step_graphs import FUSED_ROWS, StepGraphs, shares_prefixes
+from shoal_engine.step_shapes import Shape
 from shoal_engine.upload import Upload
 
 

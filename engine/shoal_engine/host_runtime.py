@@ -1,4 +1,4 @@
-"""How OpenMP and malloc behave in a process that computes, and when it ends. Knows no models.
+"""How OpenMP, malloc and Python's collector behave in a process that computes, and when it ends. Knows no models.
 
 The first two are to be settled before torch is imported.
 
@@ -15,10 +15,12 @@ from run to run, and 30 us in every run with the memory kept.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 
 SPINS = "1000"  # some microseconds: longer than the gap between two kernels of a step
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -43,6 +45,18 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEEP_BYTES)
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Imports leave hundreds of thousands of objects and no garbage; the collector would look at them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def end_with_parent(parent: int) -> None:

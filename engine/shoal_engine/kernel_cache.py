@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from shoal_api.options import ModelOptions
 from shoal_engine.artifact import kernels_of, use_kernels
 from shoal_engine.errors import ModelLoadError
 from shoal_engine.forks import fork, usable_cores
+from shoal_engine.gpu_wakeup import wait_for_gpu
 from shoal_engine.kernels.gpu import GpuKind
 from shoal_engine.kernels.triton_builds import compile_all
 from shoal_engine.model_path import local_path
@@ -82,6 +82,7 @@ class KernelBuild:
             use_kernels(packed)
         if mark.exists() or (packed is not None and (packed / mark.name).exists()):
             return None
+        wait_for_gpu()
         return cls(fork(lambda: build(options, kind, mark), alone=True), mark)
 
     def wait(self, progress: Callable[[], None]) -> None:
@@ -98,17 +99,13 @@ class KernelBuild:
             log.warning("kernels could not all be compiled ahead; they are compiled as they are needed")
 
 
-def prepare_keys() -> None:
-    """Every key of Triton's cache holds a digest of its own half gigabyte of code: a thread computes it meanwhile."""
-    threading.Thread(target=triton_key, name="triton-key", daemon=True).start()
-
-
 def build(options: ModelOptions, kind: GpuKind, mark: Path) -> int:
     """Compile and leave the mark; 1 if a kernel failed. This process can launch nothing afterwards."""
     from shoal_engine.start_kernels import kernels_of_start
 
     started = time.monotonic()
     kernels = kernels_of_start(options, kind)
+    triton_key()  # kept in this process, and so computed once for all that it forks
     failed = compile_all(kernels, kind, usable_cores())
     log.info("%d kernels are in the cache after %.1f s", len(kernels), time.monotonic() - started)
     if not failed:

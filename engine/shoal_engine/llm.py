@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from rich.progress import Progress
-
 from shoal_api.options import ModelOptions
 from shoal_engine.choice_text import ChoiceText, Delta
-from shoal_engine.gpu_wakeup import wake_gpu
+from shoal_engine.gpu_wakeup import wake_gpu, wake_libraries
+from shoal_engine.host_runtime import collection_paused
 from shoal_engine.messages import Output, Submit, TokenLogprobs
 from shoal_engine.model_text import ModelText, load_model_text
 from shoal_engine.sampling_params import SamplingParams
@@ -52,10 +52,14 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self._options = ModelOptions(model=model, **{"max_num_queued_reqs": ANY_NUMBER, **options})
-        wake_gpu(self._options.device)
-        from shoal_engine.engine import Engine  # brings torch, beside which the GPU wakes up
+        with collection_paused():
+            wake_gpu(self._options.device)
+            import torch  # noqa: F401  (beside which the GPU wakes up)
 
-        self.engine = Engine.load(self._options)
+            wake_libraries(self._options.device)
+            from shoal_engine.engine import Engine
+
+            self.engine = Engine.load(self._options)
         self._ids = itertools.count()
 
     @cached_property
@@ -117,13 +121,12 @@ class LLM:
             for job in jobs:
                 for child in job.children:
                     self.engine.add(child)
-            with Progress(disable=not progress) as bar:
-                task = bar.add_task("completions", total=len(targets))
+            with _progress_bar(len(targets), progress) as advance:
                 while self.engine.has_work:
                     for output in self.engine.step():
                         job, index = targets[output.id]
                         if self._take(job, index, output):
-                            bar.advance(task)
+                            advance()
         except BaseException:
             self.engine.abort(list(targets))  # also on Ctrl-C: the engine stays usable
             raise
@@ -147,6 +150,19 @@ class LLM:
         if delta.finish_reason is not None and output.finish_reason is None:
             self.engine.abort([output.id])
         return delta.finish_reason is not None
+
+
+@contextmanager
+def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    """What is called for each completion that has ended."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.progress import Progress  # a tenth of a second of a start
+
+    with Progress() as bar:
+        task = bar.add_task("completions", total=total)
+        yield lambda: bar.advance(task)
 
 
 @dataclass(slots=True)

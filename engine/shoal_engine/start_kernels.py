@@ -30,7 +30,7 @@ from shoal_engine.models.llama import Llama
 from shoal_engine.placement import Placement, choose_dtype
 from shoal_engine.runner import empty_cache
 from shoal_engine.shapes_only import ShapesOnly
-from shoal_engine.step_graphs import Shape, common_shapes
+from shoal_engine.step_shapes import Shape, common_shapes
 
 _META = torch.device("meta")
 _BLOCKS = 64  # of a cache without memory

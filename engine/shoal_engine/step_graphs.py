@@ -7,6 +7,7 @@ longer than their launches take and have none.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from shoal_engine.batch import HostBatch
-from shoal_engine.config import ModelConfig
 from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.graph_input import GraphInput
 from shoal_engine.kernels.cuda import CudaKernels
@@ -23,35 +23,23 @@ from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.plain_draws import PlainDraws
 from shoal_engine.shared_prefixes import neighbours_share
+from shoal_engine.step_shapes import (
+    PROMPT_REQUESTS,
+    Shape,
+    common_shapes,
+    decode_rows,
+    first_shapes,
+    prompt_sizes,
+    stand_in,
+)
 from shoal_engine.step_tail import StepTail
 
 log = logging.getLogger(__name__)
 
-PROMPT_REQUESTS = 32  # in a recorded step that computes prompts
-PROMPT_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-# Of steps that are recorded before the engine is ready; the others follow when it has nothing else to do.
-FIRST_SIZES = frozenset((1, 8, 16, 32, 128, 256, 512, 2048))
-# Launching the kernels of a step takes the host about this long; the GPU computes at about this rate.
-MIN_PROMPT_TOKENS = 512  # a first token alone is worth the memory of a graph
-LAUNCH_S = 0.006
-FLOP_PER_S = 500e12
+# Steps of a shape for which a larger one stands in: they take the GPU about as much longer as recording takes the host.
+STAND_INS = 8
 # Beyond so many decodes separate kernels with cuBLAS's products are faster (benchmarks/h200/fused_decode.py).
 FUSED_ROWS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What sets recorded steps apart. num_decodes is `requests` or 0: prompts take decodes with them as prompts of one.
-
-    shares_prefixes: decodes whose attention reads what neighbours have in common once.
-    draws: decodes that end in a token for each, by `step_tail`.
-    """
-
-    tokens: int
-    requests: int
-    num_decodes: int
-    shares_prefixes: bool = False
-    draws: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,40 +53,6 @@ def shares_prefixes(host: HostBatch) -> bool:
     if host.num_decodes < 2:
         return False
     return neighbours_share(host.tables, host.context_lens, host.num_decodes, host.block_tokens)
-
-
-def decode_rows(rows: int) -> int:
-    """The batch size whose graph serves `rows` decodes: at most 12.5 % or 7 rows of padding."""
-    if rows <= 8:
-        return 1 << (rows - 1).bit_length()
-    step = 8 if rows <= 256 else 32 if rows <= 512 else 64
-    return -(-rows // step) * step
-
-
-def max_prompt_tokens(config: ModelConfig) -> int:
-    """Steps with prompts up to this size are shorter than their launches."""
-    attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
-    weights = config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
-    return max(MIN_PROMPT_TOKENS, int(LAUNCH_S * FLOP_PER_S / (2 * weights)))
-
-
-def prompt_sizes(config: ModelConfig) -> list[int]:
-    return [tokens for tokens in PROMPT_TOKENS if tokens <= max_prompt_tokens(config)]
-
-
-def common_shapes(config: ModelConfig, max_rows: int) -> list[Shape]:
-    """Those of prompts and of up to so many decodes, the largest first."""
-    sizes = [rows for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
-    shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in prompt_sizes(config)]
-    shapes += [Shape(rows, rows, rows, draws=draws) for rows in sizes for draws in (True, False)]
-    # Few and many decodes that share a prefix have a kernel each: compiled now, not in a request.
-    shapes += [Shape(rows, rows, rows, True, True) for rows in {2, decode_rows(max_rows)} if rows <= max_rows]
-    return sorted(shapes, key=lambda each: -each.tokens)
-
-
-def is_first(shape: Shape) -> bool:
-    """Whether it is recorded before the engine is ready."""
-    return shape.shares_prefixes or (shape.tokens in FIRST_SIZES and (shape.draws or not shape.num_decodes))
 
 
 class StepGraphs:
@@ -135,6 +89,7 @@ class StepGraphs:
         self._fused = fused
         self._graphs: dict[Shape, _Graph] = {}
         self._later: list[Shape] = []
+        self._stood_in: Counter[Shape] = Counter()
         self._pool = torch.cuda.graph_pool_handle()
 
     def shape_for(self, host: HostBatch, draws: bool) -> Shape | None:
@@ -151,9 +106,11 @@ class StepGraphs:
     def record_first(self, max_rows: int) -> None:
         """A few of each kind of step of up to so many decodes; `record_next` adds those between them."""
         shapes = common_shapes(self._model.config, min(max_rows, self._most_rows))
-        for shape in filter(is_first, shapes):
-            self._record(shape)
-        later = [shape for shape in shapes if not is_first(shape)]
+        first = first_shapes(shapes)
+        for shape in first:
+            if shape not in self._graphs:
+                self._record(shape)
+        later = [shape for shape in shapes if shape not in first]
         self._later = sorted(later, key=lambda shape: shape.draws)  # those that draw next, from the end
 
     def record_next(self) -> bool:
@@ -171,16 +128,23 @@ class StepGraphs:
             self._step(shape)
 
     def replay(self, host: HostBatch, shape: Shape, asked: PlainDraws | None = None) -> Tensor:
-        """Hidden states [T, H]; they hold until the next replay. A shape that was never used is recorded now.
-
-        asked: what the rows of a shape that draws ask for.
-        """
-        if shape not in self._graphs:
-            self._record(shape)
+        """Hidden states [T, H]; they hold until the next replay. asked: what the rows of a shape that draws ask for."""
+        shape = self._recorded(shape)
         self._input.send(host, shape.tokens, shape.requests, asked)
         one = self._graphs[shape]
         one.graph.replay()
         return one.hidden[: host.num_tokens]
+
+    def _recorded(self, shape: Shape) -> Shape:
+        """This one, recorded now where nothing else serves, or for its first steps one that serves too."""
+        if shape in self._graphs:
+            return shape
+        other = stand_in(shape, self._graphs) if self._stood_in[shape] < STAND_INS else None
+        if other is not None:
+            self._stood_in[shape] += 1
+            return other
+        self._record(shape)
+        return shape
 
     def _record(self, shape: Shape) -> None:
         """Takes tens of milliseconds once kernels are compiled. What the step before has sampled stays."""

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,47 +94,58 @@ def compile_all(builds: Sequence[Build], kind: GpuKind, processes: int) -> int:
 
     A kernel that fails here is compiled, or fails, when it is launched.
     """
+    jobs: list[Callable[[], None]] = [
+        *(partial(_compile, build, kind) for build in builds),
+        _compile_utilities,
+    ]
     reader, writer = os.pipe()
-    os.write(writer, b"".join(_TURN.pack(number) for number in range(len(builds))))
+    os.write(writer, b"".join(_TURN.pack(number) for number in range(len(jobs))))
     os.close(writer)
-    workers = [fork(lambda: _work(reader, builds, kind)) for _ in range(min(processes, len(builds)))]
+    workers = [fork(lambda: _work(reader, jobs)) for _ in range(min(processes, len(jobs)))]
     os.close(reader)
     return sum(os.waitpid(worker, 0)[1] != 0 for worker in workers)
 
 
-def _work(reader: int, builds: Sequence[Build], kind: GpuKind) -> int:
-    """Compile those whose turn this process takes; 1 if any failed."""
+def _work(reader: int, jobs: Sequence[Callable[[], None]]) -> int:
+    """Do those whose turn this process takes; 1 if any failed."""
     failed = 0
     while turn := os.read(reader, _TURN.size):
-        build = builds[_TURN.unpack(turn)[0]]
+        job = jobs[_TURN.unpack(turn)[0]]
         try:
-            _compile(build, kind)
+            job()
         except Exception as error:
             failed = 1
-            log.warning("%s was not compiled ahead: %s", build.kernel, error)
+            log.warning("%s was not compiled ahead: %s", job, error)
     return failed
 
 
 def _compile(build: Build, kind: GpuKind) -> None:
-    source = build.kernel.ASTSource(build.kernel, build.signature, build.constants, build.attributes)
-    compiled = triton.compile(source, target=target_of(kind), options=build.options)
-    _compile_launcher(compiled)
-
-
-def _compile_launcher(compiled: Any) -> None:
-    """Up to version 3.6 Triton compiles a C function for each signature as well, which calls the kernel."""
     from triton.backends.nvidia import driver as nvidia
 
-    if not hasattr(nvidia, "make_launcher"):
-        return
+    source = build.kernel.ASTSource(build.kernel, build.signature, build.constants, build.attributes)
+    compiled = triton.compile(source, target=target_of(kind), options=build.options)
+    if hasattr(
+        nvidia, "make_launcher"
+    ):  # up to version 3.6: a C function for each signature, which calls the kernel
+        _compile_c(lambda: nvidia.CudaLauncher(compiled.src, compiled.metadata))
+
+
+def _compile_utilities() -> None:
+    """What Triton loads kernels with, in C; without it a start would want a C compiler, and half a second."""
+    from triton.backends.nvidia import driver as nvidia
+
+    _compile_c(nvidia.CudaUtils)
+
+
+def _compile_c(load: Callable[[], object]) -> None:
+    """load: compiles a library and loads it, or fails to load it where there is no driver: it is in the cache then."""
     try:
-        nvidia.CudaLauncher(compiled.src, compiled.metadata)
-    except ImportError:
-        pass  # linked with the stub below: it is in the cache, and is loaded where there is a driver
+        with suppress(ImportError):
+            load()
     except AssertionError:  # there is no CUDA driver here to link with: any library of its name does
         knobs.nvidia.libcuda_path = str(_stub_driver())
         with suppress(ImportError):
-            nvidia.CudaLauncher(compiled.src, compiled.metadata)
+            load()
 
 
 def _stub_driver() -> Path:
