@@ -43,8 +43,8 @@ class Build:
 
     @property
     def weight(self) -> int:
-        """Grows with the time that compiling takes: long sources with many warps' worth of unrolling first."""
-        return len(self.kernel.src)
+        """Grows with the time that compiling takes: the length of the source, of all that it calls included."""
+        return _source_length(self.kernel, set())
 
 
 class _StandIn:
@@ -117,6 +117,14 @@ def _work(reader: int, jobs: Sequence[Callable[[], None]]) -> int:
             failed = 1
             log.warning("%s was not compiled ahead: %s", job, error)
     return failed
+
+
+def _source_length(kernel: Any, counted: set[int]) -> int:
+    """Each function once, though it is compiled wherever it is called."""
+    counted.add(id(kernel))
+    named = [kernel.fn.__globals__.get(name) for name in kernel.fn.__code__.co_names]
+    called = {id(one): one for one in named if hasattr(one, "src") and id(one) not in counted}
+    return len(kernel.src) + sum(_source_length(one, counted) for one in called.values())
 
 
 def _compile(build: Build, kind: GpuKind) -> None:
