@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import triton
 from triton import knobs
 from triton.runtime.cache import FileCacheManager
 
@@ -30,6 +32,7 @@ def kernels_of(model: Path) -> Path | None:
 def use_kernels(folder: Path) -> None:
     """Look there first, from now on and in this process."""
     _PackedCache.packed = folder
+    _PackedCache.modules = _modules(folder)
     knobs.cache.manager_class = _PackedCache
 
 
@@ -57,10 +60,24 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
+def _modules(kernels: Path) -> dict[str, Path]:
+    """Compiled C by name, of which there is one, if this release of Triton built it.
+
+    Its key in the cache holds where the driver lies on the machine that built it.
+    """
+    manifest = kernels.parent / MANIFEST
+    if not manifest.is_file() or json.loads(manifest.read_text()).get("triton") != triton.__version__:
+        return {}
+    files = list(kernels.rglob("*.so"))
+    counts = Counter(file.name for file in files)
+    return {file.name: file for file in files if counts[file.name] == 1}
+
+
 class _PackedCache(FileCacheManager):  # type: ignore[misc]  # Triton has no annotations
     """Triton's cache with an artifact in front of it, which is only read."""
 
     packed: ClassVar[Path]
+    modules: ClassVar[Mapping[str, Path]]
 
     def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
         super().__init__(key, override, dump)
@@ -68,6 +85,8 @@ class _PackedCache(FileCacheManager):  # type: ignore[misc]  # Triton has no ann
 
     def get_file(self, filename: str) -> str | None:
         file = self._folder / filename
+        if not file.is_file() and filename in self.modules:
+            file = self.modules[filename]
         found: str | None = str(file) if file.is_file() else super().get_file(filename)
         return found
 

@@ -54,11 +54,11 @@ class CudaBackend:
     def finish_kernels(self, progress: Callable[[], None]) -> None:
         if self._build is not None:
             self._build.wait(progress)
-        wait_for_gpu()
 
     def cache_budget_bytes(
         self, options: ModelOptions, model: Llama, layout: CacheLayout, limits: SchedulerLimits
     ) -> int:
+        wait_for_gpu()  # what its libraries take counts
         found = gpu_memory.measure(model, layout, limits, self.place)
         return found.cache_budget(options.gpu_memory_utilization)
 
@@ -85,6 +85,6 @@ class CudaBackend:
         return self._results
 
     def warm_up(self, engine: Engine) -> None:
-        """Record graphs of some batch sizes up to 256; the rest follow in idle time or when they are first needed."""
+        """Record graphs of some batch sizes up to 256; others follow in idle time, or once they were needed a few times."""
         if isinstance(engine.runner, CudaRunner):
             engine.runner.record_graphs(min(256, engine.scheduler.limits.max_num_seqs))

@@ -49,7 +49,7 @@ class CudaRunner(Runner):
         self._graphs = StepGraphs(model, kernels, cache, layout, space, max_model_len, fused)
 
     def record_graphs(self, max_rows: int) -> None:
-        """Record some common steps, of up to so many decodes. Others are recorded by `prepare` or when first needed."""
+        """Record some common steps, of up to so many decodes; `prepare` adds others, or that they were needed a few times."""
         self._graphs.record_first(max_rows)
 
     def prepare(self) -> bool:

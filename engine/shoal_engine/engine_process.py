@@ -23,9 +23,9 @@ from shoal_api.exit_codes import ExitCode
 from shoal_engine import messages
 from shoal_engine.errors import BadNumbers, EngineError, ModelLoadError, is_device_error
 from shoal_engine.frames import FrameSocket
-from shoal_engine.gpu_wakeup import wake_gpu, wake_libraries
+from shoal_engine.gpu_wakeup import woken_gpu
 from shoal_engine.heartbeat import Heartbeat
-from shoal_engine.host_runtime import collection_paused, end_with_parent, prepare
+from shoal_engine.host_runtime import end_with_parent, prepare
 from shoal_engine.logs import set_up_logging
 
 log = logging.getLogger(__name__)
@@ -189,11 +189,7 @@ def _load(options_json: str, progress: Progress) -> StepEngine:
     from shoal_api.options import ModelOptions
 
     options = ModelOptions.model_validate_json(options_json)
-    with collection_paused():
-        wake_gpu(options.device)
-        import torch  # noqa: F401  (beside which the GPU wakes up)
-
-        wake_libraries(options.device)
+    with woken_gpu(options.device):
         from shoal_engine.engine import Engine
 
         gc.freeze()  # modules stay

@@ -49,7 +49,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Imports leave hundreds of thousands of objects and no garbage; the collector would look at them again and again."""
+    """Imports leave hundreds of thousands of objects and little garbage; the collector would look at them again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -11,8 +11,7 @@ from typing import Any
 
 from shoal_api.options import ModelOptions
 from shoal_engine.choice_text import ChoiceText, Delta
-from shoal_engine.gpu_wakeup import wake_gpu, wake_libraries
-from shoal_engine.host_runtime import collection_paused
+from shoal_engine.gpu_wakeup import woken_gpu
 from shoal_engine.messages import Output, Submit, TokenLogprobs
 from shoal_engine.model_text import ModelText, load_model_text
 from shoal_engine.sampling_params import SamplingParams
@@ -52,11 +51,7 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self._options = ModelOptions(model=model, **{"max_num_queued_reqs": ANY_NUMBER, **options})
-        with collection_paused():
-            wake_gpu(self._options.device)
-            import torch  # noqa: F401  (beside which the GPU wakes up)
-
-            wake_libraries(self._options.device)
+        with woken_gpu(self._options.device):
             from shoal_engine.engine import Engine
 
             self.engine = Engine.load(self._options)

@@ -7,7 +7,6 @@ longer than their launches take and have none.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,18 +25,16 @@ from shoal_engine.shared_prefixes import neighbours_share
 from shoal_engine.step_shapes import (
     PROMPT_REQUESTS,
     Shape,
+    StandIns,
     common_shapes,
     decode_rows,
     first_shapes,
     prompt_sizes,
-    stand_in,
 )
 from shoal_engine.step_tail import StepTail
 
 log = logging.getLogger(__name__)
 
-# Steps of a shape for which a larger one stands in: they take the GPU about as much longer as recording takes the host.
-STAND_INS = 8
 # Beyond so many decodes separate kernels with cuBLAS's products are faster (benchmarks/h200/fused_decode.py).
 FUSED_ROWS = 32
 
@@ -89,7 +86,7 @@ class StepGraphs:
         self._fused = fused
         self._graphs: dict[Shape, _Graph] = {}
         self._later: list[Shape] = []
-        self._stood_in: Counter[Shape] = Counter()
+        self._stand_ins = StandIns()
         self._pool = torch.cuda.graph_pool_handle()
 
     def shape_for(self, host: HostBatch, draws: bool) -> Shape | None:
@@ -139,11 +136,16 @@ class StepGraphs:
         """This one, recorded now where nothing else serves, or for its first steps one that serves too."""
         if shape in self._graphs:
             return shape
-        other = stand_in(shape, self._graphs) if self._stood_in[shape] < STAND_INS else None
+        other = self._stand_ins.next_for(shape, self._graphs)
         if other is not None:
-            self._stood_in[shape] += 1
             return other
-        self._record(shape)
+        try:
+            self._record(shape)
+        except torch.OutOfMemoryError:
+            other = self._stand_ins.next_for(shape, self._graphs)  # and tried again when these are used up
+            if other is None:
+                raise
+            return other
         return shape
 
     def _record(self, shape: Shape) -> None:

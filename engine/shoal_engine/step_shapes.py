@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ PROMPT_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 # Of steps that are recorded before the engine is ready, beside the largest of each kind; the others follow when it has
 # nothing else to do.
 FIRST_DECODES, FIRST_PROMPTS = frozenset((1, 8, 32)), frozenset((128, 512))
+# Steps of a shape in whose place a larger one is computed, of at most so many times its tokens: on a small model they take
+# the GPU about as much longer as recording takes the host.
+STAND_INS, MOST_PADDING = 8, 4
 # Launching the kernels of a step takes the host about this long; the GPU computes at about this rate.
 MIN_PROMPT_TOKENS = 512  # a first token alone is worth the memory of a graph
 LAUNCH_S = 0.006
@@ -54,11 +58,11 @@ def prompt_sizes(config: ModelConfig) -> list[int]:
 
 def common_shapes(config: ModelConfig, max_rows: int) -> list[Shape]:
     """Those of prompts and of up to so many decodes, the largest first."""
-    sizes = [rows for rows in range(1, max_rows + 1) if rows == decode_rows(rows)]
+    sizes = sorted({decode_rows(rows) for rows in range(1, max_rows + 1)})
     shapes = [Shape(tokens, PROMPT_REQUESTS, 0) for tokens in prompt_sizes(config)]
     shapes += [Shape(rows, rows, rows, draws=draws) for rows in sizes for draws in (True, False)]
-    # Few and many decodes that share a prefix have a kernel each: compiled now, not in a request.
-    shapes += [Shape(rows, rows, rows, True, True) for rows in {2, decode_rows(max_rows)} if rows <= max_rows]
+    if max_rows > 1:  # few and many decodes that share a prefix have a kernel each
+        shapes += [Shape(rows, rows, rows, True, True) for rows in {2, sizes[-1]}]
     return sorted(shapes, key=lambda each: -each.tokens)
 
 
@@ -73,14 +77,30 @@ def first_shapes(shapes: Sequence[Shape]) -> list[Shape]:
 
 
 def stand_in(shape: Shape, recorded: Collection[Shape]) -> Shape | None:
-    """The smallest of `recorded` that computes what a step of `shape` does; None if none does."""
+    """The smallest of `recorded` that computes what a step of `shape` does; None if none does that is not far larger."""
     kind = (shape.num_decodes > 0, shape.draws)
     larger = [
         other
         for other in recorded
         if (other.num_decodes > 0, other.draws) == kind
-        and other.tokens >= shape.tokens
+        and shape.tokens <= other.tokens <= MOST_PADDING * shape.tokens
         # To read what neighbours share once for each of them is slower, not wrong.
         and (shape.shares_prefixes or not other.shares_prefixes)
     ]
     return min(larger, key=lambda other: (other.tokens, not other.shares_prefixes), default=None)
+
+
+class StandIns:
+    """Which recorded steps serve in place of one that is not, for a while: a shape that is rare is never recorded."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[Shape] = Counter()
+
+    def next_for(self, shape: Shape, recorded: Collection[Shape]) -> Shape | None:
+        """None: record it now. Asked after that, it begins to count anew."""
+        other = stand_in(shape, recorded)
+        if other is None or self._taken[shape] == STAND_INS:
+            self._taken[shape] = 0
+            return None
+        self._taken[shape] += 1
+        return other

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import triton
 from triton import knobs
 from triton.runtime.cache import FileCacheManager, get_cache_manager
 
@@ -62,6 +63,22 @@ def test_a_moved_artifact_serves_its_kernels_and_keeps_new_ones_elsewhere(
     assert len([each for each in kernels.iterdir() if each.is_dir()]) == 1
 
 
+@pytest.mark.parametrize(("release", "serves"), [(triton.__version__, True), ("2.0.0", False)])
+def test_compiled_c_serves_by_name_if_this_triton_built_it(
+    release: str, serves: bool, model: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Its key names the folder of the driver, which is another one where the artifact is used."""
+    get_cache_manager(OTHER).put(b"what loads kernels", "cuda_utils.so")
+    for key in ("ef" * 32, "01" * 32):  # one for each signature
+        get_cache_manager(key).put(b"a launcher", "__triton_launcher.so")
+    write_artifact(model, tmp_path / "built", cache, {"triton": release})
+    shutil.rmtree(cache)
+    use_kernels(tmp_path / "built" / "kernels")
+    elsewhere = get_cache_manager("23" * 32)
+    assert (elsewhere.get_file("cuda_utils.so") is not None) == serves
+    assert elsewhere.get_file("__triton_launcher.so") is None
+
+
 def test_a_folder_without_a_manifest_is_a_model_like_any_other(
     model: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +92,8 @@ def test_a_start_from_an_artifact_that_has_everything_compiles_nothing(
     model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forks: list[bool] = []
+    waits: list[int] = []
+    monkeypatch.setattr(kernel_cache, "wait_for_gpu", lambda: waits.append(len(forks)))
     monkeypatch.setattr(kernel_cache, "fork", lambda work, alone: forks.append(alone) or 1)
     mark_of(ModelOptions(model=str(model)), H200).touch()
     write_artifact(model, tmp_path / "built", cache, {})
@@ -84,6 +103,7 @@ def test_a_start_from_an_artifact_that_has_everything_compiles_nothing(
     assert not forks
     assert KernelBuild.begin(options.model_copy(update={"max_num_seqs": 3}), H200) is not None
     assert forks == [True]
+    assert waits == [0]  # a thread in the middle of something would be gone in the fork, its locks not
 
 
 def test_a_build_says_what_it_cannot_do(

@@ -94,9 +94,9 @@ def compile_all(builds: Sequence[Build], kind: GpuKind, processes: int) -> int:
 
     A kernel that fails here is compiled, or fails, when it is launched.
     """
-    jobs: list[Callable[[], None]] = [
-        *(partial(_compile, build, kind) for build in builds),
-        _compile_utilities,
+    jobs: list[tuple[str, Callable[[], None]]] = [
+        *((str(build.kernel), partial(_compile, build, kind)) for build in builds),
+        ("what loads kernels", _compile_utilities),
     ]
     reader, writer = os.pipe()
     os.write(writer, b"".join(_TURN.pack(number) for number in range(len(jobs))))
@@ -106,16 +106,16 @@ def compile_all(builds: Sequence[Build], kind: GpuKind, processes: int) -> int:
     return sum(os.waitpid(worker, 0)[1] != 0 for worker in workers)
 
 
-def _work(reader: int, jobs: Sequence[Callable[[], None]]) -> int:
+def _work(reader: int, jobs: Sequence[tuple[str, Callable[[], None]]]) -> int:
     """Do those whose turn this process takes; 1 if any failed."""
     failed = 0
     while turn := os.read(reader, _TURN.size):
-        job = jobs[_TURN.unpack(turn)[0]]
+        name, job = jobs[_TURN.unpack(turn)[0]]
         try:
             job()
         except Exception as error:
             failed = 1
-            log.warning("%s was not compiled ahead: %s", job, error)
+            log.warning("%s was not compiled ahead: %s", name, error)
     return failed
 
 
@@ -132,9 +132,8 @@ def _compile(build: Build, kind: GpuKind) -> None:
 
     source = build.kernel.ASTSource(build.kernel, build.signature, build.constants, build.attributes)
     compiled = triton.compile(source, target=target_of(kind), options=build.options)
-    if hasattr(
-        nvidia, "make_launcher"
-    ):  # up to version 3.6: a C function for each signature, which calls the kernel
+    # Up to version 3.6 Triton compiles a C function for each signature as well, which calls the kernel.
+    if hasattr(nvidia, "make_launcher"):
         _compile_c(lambda: nvidia.CudaLauncher(compiled.src, compiled.metadata))
 
 
