@@ -172,7 +172,10 @@ def main() -> int:
         torch.manual_seed(0)
         with torch.inference_mode():
             if "kernels" in args.only:
-                results = [attempt(one) for one in (proofs.products, proofs.attention, proofs.rows_alone)]
+                results = [
+                    attempt(one)
+                    for one in (proofs.products, proofs.rotation, proofs.attention, proofs.rows_alone)
+                ]
                 good &= all(results)
             if "times" in args.only:
                 attempt(times.product_times, (1, 8, 32, 64, 128, 256, 1024, 8192))

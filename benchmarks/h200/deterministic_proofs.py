@@ -27,6 +27,7 @@ ROWS = 2048
 PIECES = [(0, 1), (1, 1), (63, 2), (5, 8), (100, 16), (7, 17), (0, 64), (511, 100), (256, 129), (1000, 700)]
 OTHERS = 255  # requests in its company
 LENGTH = 1100  # tokens of the request that is watched
+ROTATED = 3000  # enough for another tiling, were there one
 BLOCK_TOKENS = 16
 LAYOUTS = [HeadLayout(16, 8, 128), HeadLayout(32, 8, 128), HeadLayout(4, 1, 256)]
 
@@ -136,6 +137,30 @@ def _other_bits(
     ):
         wrong.append("a chunk beside decodes")
     return wrong
+
+
+def rotation() -> bool:
+    """Heads of rows in a step of many against the same rows in steps of few, with head norms: queries and pages."""
+    good, kernels = True, InvariantKernels()
+    for layout in (HeadLayout(16, 8, 128), HeadLayout(32, 8, 128), HeadLayout(14, 2, 64)):
+        qkv = torch.randn(ROTATED, layout.qkv_size, device="cuda").bfloat16()
+        norms = [torch.randn(layout.head_dim, device="cuda").bfloat16() for _ in range(2)]
+        rope = torch.randn(ROTATED, layout.head_dim, device="cuda")
+        tables = torch.arange(ROTATED // BLOCK_TOKENS + 1, dtype=torch.int32, device="cuda")[None, :]
+        shape = (tables.shape[1], 2, layout.num_kv_heads, BLOCK_TOKENS, layout.head_dim)
+        whole, parts = (torch.zeros(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+        batch = batch_of([ROTATED], [ROTATED], tables)
+        q = kernels.rotate_and_store(qkv, layout, rope, batch, whole, *norms)
+        same = True
+        for start in range(0, ROTATED, 500):
+            end = min(start + 500, ROTATED)
+            part = batch_of([end - start], [end], tables)
+            rows = kernels.rotate_and_store(qkv[start:end], layout, rope, part, parts, *norms)
+            same &= torch.equal(rows, q[start:end])
+        same &= torch.equal(whole, parts)
+        good &= same
+        print(f"rotation {layout}: {'same' if same else 'DIFFERS'}", flush=True)
+    return good
 
 
 def rows_alone() -> bool:

@@ -104,7 +104,7 @@ def swept(rows: int, options: argparse.Namespace) -> list[str]:
 def clear_choices() -> None:
     from shoal_engine.kernels import fused_tiles
 
-    for choice in (fused_tiles.gemv_tile, fused_tiles.product_tile, fused_tiles.attention_tile):
+    for choice in (fused_tiles.gemv_tile, fused_tiles.product_tile):
         choice.cache_clear()
 
 
@@ -121,11 +121,11 @@ def attempt(call: Any, *arguments: Any) -> Any:
 def write(found: dict[Any, Any], card: str) -> None:
     path = Path(fused_table.__file__)
     head = path.read_text().split("TABLE:")[0].rstrip()
-    head = head.split("\n# Measured")[0].rstrip()
+    head, _, measured = head.partition("\n# Measured")
     table = dict(fused_table.TABLE) | found
     lines = [f"    {key}: {table[key]}," for key in sorted(table)]
     text = "\n".join(
-        [head, "", f"# Measured on one {card}, torch {torch.__version__}, context {CONTEXT}.",
+        [head.rstrip(), "", f"# Measured{measured}".rstrip(), f"# Changed on one {card}, torch {torch.__version__}.",
          "TABLE: dict[tuple[int, int, int], tuple[int | bool, ...]] = {", *lines, "}", ""]
     )  # fmt: skip
     out = os.environ.get("OUT")

@@ -18,12 +18,12 @@ from graph_clock import us_per_call
 from torch import Tensor
 
 from shoal_engine.fused_decode import FusedDecode
-from shoal_engine.kernels.fused_tiles import AttentionTile, GemvTile, ProductTile, row_block
+from shoal_engine.kernels.fused_tiles import GemvTile, ProductTile, row_block
 from shoal_engine.kernels.triton_fused_gemv import multiply_row
 from shoal_engine.kernels.triton_fused_product import multiply_rows
 from shoal_engine.models.llama import Llama
 
-NAMES = ("gate_up", "down", "qkv", "output", "attention")
+NAMES = ("gate_up", "down", "qkv", "output")
 GAIN = 0.997  # a tile must be faster by more than a graph timed twice differs
 Shape = tuple[int, int]
 Job = tuple[str, int, str, Any]  # model, rows, which tile is another one ("" = none), that tile
@@ -78,20 +78,6 @@ def _shared(block_n: int, block_k: int, rows: int) -> int:
     return 2 * block_k * (block_n + rows)
 
 
-def attention_tiles(rows: int) -> list[AttentionTile]:
-    """Their number of programs is no part of what is compiled."""
-    if rows == 1:
-        programs, shapes = (
-            (128, 192, 256, 384),
-            [(64, 4, True, 1), (32, 2, True, 1), (64, 4, True, 3), (32, 2, True, 3)],
-        )
-    else:
-        programs = (264, 528, 1056)
-        shapes = [(64, 4, True, 1), (64, 4, False, 3), (64, 4, False, 5), (64, 4, True, 5), (32, 2, False, 3),
-                  (32, 2, False, 5), (32, 2, True, 5), (32, 2, False, 7), (128, 8, False, 3)]  # fmt: skip
-    return [AttentionTile(t, warps, p, early, stages) for t, warps, early, stages in shapes for p in programs]
-
-
 @functools.cache
 def _small(name: str) -> tuple[FusedDecode, Llama]:
     model = first_layers(random_model(name, few_tokens=True), 1)
@@ -102,19 +88,17 @@ def compile_one(job: Job) -> str | None:
     """Into Triton's cache on disk, by one step of one layer."""
     name, rows, which, tile = job
     decode, model = _small(name)
-    products, attention = decode.products(rows), decode.attention(rows)
+    products = decode.products(rows)
     try:
-        if which == "attention":
-            decode.use(rows, products, tile)
-        elif which:
-            decode.use(rows, replace(products, **{which: tile}), attention)
+        if which:
+            decode.use(rows, replace(products, **{which: tile}))
         case = random_case(model, rows, 40)
         fused(case, decode)()
         torch.cuda.synchronize()
     except Exception as error:
         return f"cannot run {job}: {type(error).__name__} {str(error)[:80]}"
     finally:
-        decode.use(rows, products, attention)
+        decode.use(rows, products)
     return None
 
 
@@ -141,13 +125,12 @@ def default_jobs(name: str, rows: Sequence[int]) -> list[Job]:
 
 def shapes_of(decode: FusedDecode) -> dict[str, Shape]:
     layer = decode._layers[0]
-    return {name: tuple(getattr(layer, name).values.shape) for name in NAMES[:-1]}  # type: ignore[misc]
+    return {name: tuple(getattr(layer, name).values.shape) for name in NAMES}  # type: ignore[misc]
 
 
 def sweep_jobs(name: str, decode: FusedDecode, rows: int, names: Sequence[str]) -> list[Job]:
     """Every tile that `descend` tries."""
-    different = {replace(tile, programs=0): tile for tile in attention_tiles(rows)}
-    jobs: list[Job] = [(name, rows, "attention", tile) for tile in different.values()]
+    jobs: list[Job] = []
     for which, (n, k) in shapes_of(decode).items():
         if which not in names:
             continue
@@ -166,25 +149,20 @@ def graph_us(step: Callable[[], Any], replays: int = 9) -> float:
 def descend(
     case: Case, decode: FusedDecode, names: Sequence[str], deadline: float
 ) -> dict[tuple[int, int, int], tuple[Any, ...]]:
-    """Table rows of the best tile for each product and for attention, one after the other, each with the best before it."""
-    rows, layout = len(case.token_ids), decode._layout
+    """Table rows of the best tile for each product, one after the other, each with the best before it."""
+    rows = len(case.token_ids)
     step = fused(case, decode)
     best = graph_us(step)
     print(f"rows {rows}: {best:.0f} us to begin with, {len(case.model.blocks)} layers", flush=True)
     found: dict[tuple[int, int, int], tuple[Any, ...]] = {}
     for name in names:
-        products, attention = decode.products(rows), decode.attention(rows)
-        shape = shapes_of(decode).get(name)
-        current = attention if shape is None else getattr(products, name)
-        tried = []
-        for tile in attention_tiles(rows) if shape is None else tiles_of(name, *shape, rows):
+        products, shape = decode.products(rows), shapes_of(decode)[name]
+        current, tried = getattr(products, name), []
+        for tile in tiles_of(name, *shape, rows):
             if time.monotonic() > deadline:
                 print("out of time")
                 break
-            if shape is None:
-                decode.use(rows, products, tile)
-            else:
-                decode.use(rows, replace(products, **{name: tile}), attention)
+            decode.use(rows, replace(products, **{name: tile}))
             try:
                 step()
                 tried.append((graph_us(step, 5), tile))
@@ -193,21 +171,17 @@ def descend(
         tried.sort(key=lambda pair: pair[0])
         if tried and tried[0][0] < best * GAIN:
             best, current = tried[0]
-        decode.use(*(
-            (rows, products, current) if shape is None else (rows, replace(products, **{name: current}), attention)
-        ))  # fmt: skip
+        decode.use(rows, replace(products, **{name: current}))
         shown = "; ".join(f"{us:.0f} {astuple(tile)}" for us, tile in tried[:4])
         print(f"  {name:9} {best:7.0f} us with {astuple(current)} | {shown}", flush=True)
-        block = row_block(rows) if rows > 1 else 1
-        key = (layout.q_size, layout.kv_size, -block) if shape is None else (*shape, block)
-        found[key] = astuple(current)
+        found[*shape, row_block(rows) if rows > 1 else 1] = astuple(current)
     return found
 
 
 def kernel_us(case: Case, decode: FusedDecode) -> dict[str, float]:
     """Microseconds a layer of each kernel in a chain of itself over all layers: without the others, so a guide only."""
     rows, overlap, chains = len(case.token_ids), decode._overlap, {}
-    step = decode._step(rows, case.batch)
+    step = decode._step(rows, case.batch, case.cache.element_size())
     space, tiles, decode_layers = step.space, step.products, decode._layers
     stream, sums, norm = space.stream, space.sums, decode._final
 

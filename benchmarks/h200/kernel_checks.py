@@ -13,7 +13,7 @@ from kernel_cases import DEVICE, LLAMA_8B, QWEN3_06B, Case, build, poisoned_cach
 from torch import Tensor
 
 from shoal_engine.kernels.cuda import CudaKernels
-from shoal_engine.kernels.interface import AttentionScale, HeadInput, HeadLayout
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_decode import DecodeTiling
 from shoal_engine.kernels.triton_prefill import PrefillTiling
@@ -46,6 +46,7 @@ DECODES = [
     CASES[0], CASES[1], CASES[2],
     Case("some rows", (1,) * 64, tuple(1 + 97 * row % 700 for row in range(64))),
     Case("many rows", (1,) * 200, tuple(1 + 53 * row % 400 for row in range(200))),
+    Case("one long among short", (1,) * 100, (30000, *range(1, 100))),
 ]  # fmt: skip
 
 Errors = Iterator[tuple[str, float, float]]  # name, error, what is allowed
@@ -104,21 +105,21 @@ def _of_shared_prefixes() -> Jobs:
 
 def _of_decodes_alone(cache_dtype: torch.dtype | None = None) -> Jobs:
     """What `gluon_decode` serves: groups of heads, pages and windows, few rows of each and many of some."""
-    layouts = (QWEN3_06B, LLAMA_8B, HeadLayout(14, 2, 64), HeadLayout(3, 3, 128), HeadLayout(64, 8, 128))
-    for index, (layout, block_tokens) in enumerate(zip(layouts, (16, 64, 8, 16, 32), strict=True)):
-        few, many = DECODES[:3], DECODES[3 + index % 2]
+    heads = ((16, 8, 128), (32, 8, 128), (14, 2, 64), (3, 3, 128), (64, 8, 128), (7, 1, 128))
+    for index, (layout, block_tokens) in enumerate(zip(heads, (16, 64, 8, 4, 128, 24), strict=True)):
+        few, many = DECODES[:3], DECODES[3 + index % 3]
         for case, window in (
             (few[0], None),
-            (few[1], 100),
-            (few[2], None),
+            (few[1], 1),
+            (few[2], 64),
             (few[1], None),
             (many, None),
             (many, 100),
         ):
-            scale = AttentionScale(layout.head_dim**-0.5, window)
+            scale = AttentionScale(layout[2] ** -0.5, window)
             yield partial(
-                _attention, case, layout, torch.bfloat16, block_tokens, scale, CudaKernels(), cache_dtype
-            )
+                _attention, case, HeadLayout(*layout), torch.bfloat16, block_tokens, scale, CudaKernels(), cache_dtype
+            )  # fmt: skip
 
 
 def _of_tilings() -> Jobs:
@@ -198,20 +199,29 @@ def _attention(
     yield f"cache of both {name}", relative_error(wide, twin_wide), 1e-2 if cache_dtype else 4e-3
     yield f"NaN of both {name}", float(not torch.equal(new_cache.float().isnan(), cache.float().isnan())), 0.0
     if not ALLOCATES_PLAINLY:
-        captured = _captured(lambda: _step(kernels, q, layout, batch, cache, scale))
-        yield f"graph of {name}", float(not torch.equal(got, captured)), 0.0
+        captured = _captured(kernels, batch, lambda: kernels.attend(q, layout, batch, cache, scale))
+        yield f"graph of {name}", float(not torch.equal(got, captured())), 0.0
+        step = partial(kernels.attend_new, qkv, layout, heads, batch, new_cache, scale)
+        captured = _captured(kernels, batch, step)
+        yield f"graph of both {name}", float(not torch.equal(both[0], captured())), 0.0
+        if batch.num_decodes == batch.num_requests:
+            batch.context_lens.copy_((batch.context_lens + 1) // 2)  # a graph must not remember the plan
+            kernels.begin_step(batch)
+            yield f"shorter in a graph {name}", float(not torch.equal(captured(), step())), 0.0
 
 
-def _step(kernels: CudaKernels, q: Tensor, layout: HeadLayout, batch, cache, scale) -> Tensor:  # type: ignore[no-untyped-def]
-    kernels.begin_step(batch)
-    return kernels.attend(q, layout, batch, cache, scale)
-
-
-def _captured(call: Callable[[], Tensor]) -> Tensor:
-    """The result of the second replay."""
+def _captured(
+    kernels: CudaKernels, batch: AttentionBatch, call: Callable[[], Tensor]
+) -> Callable[[], Tensor]:
+    """Replays a recording of `call` twice, and returns the result of the second time."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        kernels.begin_step(batch)
         result = call()
+    return partial(_replayed, graph, result)
+
+
+def _replayed(graph: torch.cuda.CUDAGraph, result: Tensor) -> Tensor:
     result.fill_(float("nan"))
     graph.replay()
     result.fill_(float("nan"))

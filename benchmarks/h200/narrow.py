@@ -26,7 +26,7 @@ from torch import Tensor
 from shoal_engine.forks import fork
 from shoal_engine.fused_decode import FusedDecode, RowsTiles
 from shoal_engine.kernels.cuda import CudaKernels
-from shoal_engine.kernels.fused_tiles import ProductTile, narrow_tile, product_tile, row_block
+from shoal_engine.kernels.fused_tiles import NarrowTile, ProductTile, product_tile, row_block
 from shoal_engine.kernels.gpu import H200
 from shoal_engine.kernels.triton_builds import compile_all, foreseen
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, PartialSums, Stream
@@ -40,6 +40,7 @@ EPS = 1e-6
 LAYERS = {"0.6b": 28, "8b": 10}
 STEP_LAYERS = 10
 CONTEXT = 577
+Tile = NarrowTile | ProductTile
 SHOWN, TRIED = 4, 5  # tiles that are printed, and those that are tried beside the other products'
 
 
@@ -101,7 +102,7 @@ class Space:
         return cls(inputs, outputs, stream, torch.empty((width,), **like).uniform_(0.5, 1.5), sums, squares)
 
 
-def call(product: Product, tile: ProductTile, space: Space, weight: FusedWeight) -> None:
+def call(product: Product, tile: Tile, space: Space, weight: FusedWeight) -> None:
     x = space.inputs[product.k]
     normed = None if product.adds else space.stream
     stream = space.stream if product.adds else None
@@ -130,7 +131,7 @@ def twin(product: Product, space: Space, weight: FusedWeight, before: Tensor) ->
     return [result, result * space.gain.float(), result.square().sum(1)]
 
 
-def errors(product: Product, tile: ProductTile, space: Space, weight: FusedWeight) -> float:
+def errors(product: Product, tile: Tile, space: Space, weight: FusedWeight) -> float:
     """The worst relative error of what a product writes; its outputs are poisoned first."""
     before = space.stream.hidden.clone()
     want = twin(product, space, weight, before)
@@ -150,7 +151,7 @@ def errors(product: Product, tile: ProductTile, space: Space, weight: FusedWeigh
     return max(float((g.float() - w).norm() / w.norm()) for g, w in zip(got, want, strict=True))
 
 
-def tiles_of(product: Product, block_m: int, packed: int) -> Iterator[ProductTile]:
+def tiles_of(product: Product, block_m: int, packed: int) -> Iterator[Tile]:
     """Narrow tiles whose loads in flight fit the registers, and the one for the Triton kernel in use."""
     chunk = 32 * packed
     for block_n, warps in itertools.product((16,) if product.adds else (16, 32, 64), (4, 8, 16)):
@@ -162,7 +163,7 @@ def tiles_of(product: Product, block_m: int, packed: int) -> Iterator[ProductTil
             room = words + block_n * block_m // 32 + (60 if head < steps else 30)
             if head <= steps and steps % head == 0 and room <= min(248, 2**16 // (32 * warps)):
                 for early in (True,) if block_m == 8 else (True, False):
-                    yield narrow_tile(block_n, warps, head, early)
+                    yield NarrowTile(block_n, warps, head, early)
 
 
 def random_weight(product: Product, float8: bool, device: str = "cuda") -> FusedWeight:
@@ -175,10 +176,10 @@ def random_weight(product: Product, float8: bool, device: str = "cuda") -> Fused
     return FusedWeight((values * 60).to(torch.float8_e4m3fn), scale)
 
 
-def jobs_of(options: argparse.Namespace) -> list[tuple[str, Product, int, list[ProductTile]]]:
+def jobs_of(options: argparse.Namespace) -> list[tuple[str, Product, int, list[Tile]]]:
     packed = 4 if options.float8 else 2
     return [
-        (model, product, rows, [*tiles_of(product, row_block(rows), packed), product_tile(product.n, product.k, rows)])
+        (model, product, rows, [*tiles_of(product, row_block(rows), packed), product_tile(product.n, product.k, rows, True)])
         for rows in options.rows
         for model in options.models
         for product in SHAPES[model]
@@ -200,21 +201,20 @@ def compile_ahead(options: argparse.Namespace) -> int:
     return compile_all(builds, H200, os.cpu_count() or 1)
 
 
-def shown(tile: ProductTile) -> str:
-    narrow = f"narrow_tile({tile.block_n}, {tile.warps}, {tile.head}, {tile.early})"
-    return narrow if tile.narrow else str(astuple(tile))
+def shown(tile: Tile) -> str:
+    return f"{'narrow ' if isinstance(tile, NarrowTile) else ''}{astuple(tile)}"
 
 
 def measure(
-    model: str, product: Product, rows: int, tiles: Sequence[ProductTile], weights: list[FusedWeight]
-) -> list[ProductTile]:
+    model: str, product: Product, rows: int, tiles: Sequence[Tile], weights: list[FusedWeight]
+) -> list[Tile]:
     """Print every tile's time in a chain of itself; those that are right, best first."""
-    found: list[tuple[float, float, ProductTile]] = []
+    found: list[tuple[float, float, Tile]] = []
     space = Space.of(model, rows, "cuda")
     for tile in tiles:
         try:
             error = 0.0
-            if tile.narrow:
+            if isinstance(tile, NarrowTile):
                 error = max(
                     errors(product, tile, Space.of(model, odd, "cuda"), weights[0])
                     for odd in ODD[row_block(rows)]
@@ -234,9 +234,7 @@ def measure(
     return [tile for _, error, tile in found if error <= TOLERANCE]
 
 
-def chain_us(
-    model: str, rows: int, tiles: Sequence[ProductTile], weights: Sequence[list[FusedWeight]]
-) -> float:
+def chain_us(model: str, rows: int, tiles: Sequence[Tile], weights: Sequence[list[FusedWeight]]) -> float:
     """Of a layer's four products after one another."""
     space = Space.of(model, rows, "cuda")
 
@@ -247,25 +245,25 @@ def chain_us(
     return us_per_call(layer, range(LAYERS[model]), 7)
 
 
-def step_us(model: str, rows: int) -> Callable[[Sequence[ProductTile]], float]:
+def step_us(model: str, rows: int) -> Callable[[Sequence[Tile]], float]:
     """Of a layer within a whole step of a model with fewer layers, attention and norms included."""
     config = replace(CONFIGS[model], num_layers=STEP_LAYERS, vocab_size=1024)
     short = Llama(config, RandomWeights(torch.bfloat16, torch.device("cuda")), CudaKernels(), MAX_POSITIONS)
     decode, case = FusedDecode(short), random_case(short, rows, CONTEXT)
-    step, attention = fused(case, decode), decode.attention(rows)
+    step = fused(case, decode)
 
-    def time_of(tiles: Sequence[ProductTile]) -> float:
-        decode.use(rows, RowsTiles(*tiles), attention)
+    def time_of(tiles: Sequence[Tile]) -> float:
+        decode.use(rows, RowsTiles(*tiles))
         return us_per_call(lambda _: step(), [None], 7) / STEP_LAYERS
 
     return time_of
 
 
 def descend(
-    time_of: Callable[[Sequence[ProductTile]], float],
-    starts: Sequence[list[ProductTile]],
-    candidates: Sequence[Sequence[ProductTile]],
-) -> tuple[float, list[ProductTile]]:
+    time_of: Callable[[Sequence[Tile]], float],
+    starts: Sequence[list[Tile]],
+    candidates: Sequence[Sequence[Tile]],
+) -> tuple[float, list[Tile]]:
     """From the best start, the best of each product's candidates in turn beside what is best of the others."""
     best, tiles = min(((time_of(start), start) for start in starts), key=lambda pair: pair[0])
     for at, of_product in enumerate(candidates):
@@ -278,10 +276,10 @@ def descend(
 
 
 def together(
-    model: str, rows: int, candidates: Sequence[Sequence[ProductTile]], weights: Sequence[list[FusedWeight]]
+    model: str, rows: int, candidates: Sequence[Sequence[Tile]], weights: Sequence[list[FusedWeight]]
 ) -> dict[tuple[int, int, int], tuple[Any, ...]]:
     """Table rows: what is best beside the others is not what is best alone."""
-    used = [product_tile(product.n, product.k, rows) for product in SHAPES[model]]
+    used = [product_tile(product.n, product.k, rows, True) for product in SHAPES[model]]
     alone = [of_product[0] for of_product in candidates]
     tried = [[*of_product[:TRIED], tile] for of_product, tile in zip(candidates, used, strict=True)]
     ways = {
@@ -314,7 +312,7 @@ def main() -> None:
     print(f"compiled at {time.monotonic() - began:.0f} s", flush=True)
     torch.manual_seed(0)
     weights: dict[tuple[str, str], list[FusedWeight]] = {}
-    best: dict[tuple[str, int], list[list[ProductTile]]] = {}
+    best: dict[tuple[str, int], list[list[Tile]]] = {}
     table: dict[tuple[int, int, int], tuple[Any, ...]] = {}
     for model, product, rows, tiles in jobs_of(options):
         key = (model, product.name)

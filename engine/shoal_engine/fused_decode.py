@@ -1,4 +1,4 @@
-"""A decode step of a Llama-like model for a few rows on a GPU: five kernels a layer in place of ten.
+"""A decode step of a Llama-like model for a few rows on a GPU: five kernels a layer in place of eight to ten.
 
 Each layer: norm and QKV product; head norm, rotation, write and attention; output product and residual; norm, gate-up
 product and SiLU; down product and residual. What it computes is `models.llama.Llama`'s, which serves everything else:
@@ -15,19 +15,20 @@ from torch import Tensor
 
 from shoal_engine.fused_layer import FusedLayer, fused_layer
 from shoal_engine.fused_space import AttentionSpaces, FusedSpace
-from shoal_engine.kernels import gluon_decode, triton_fused_attention
+from shoal_engine.kernels import gluon_decode, gluon_narrow, triton_fused_attention
 from shoal_engine.kernels.fused_tiles import (
     MAX_ROWS,
     AttentionTile,
     GemvTile,
+    NarrowTile,
     ProductTile,
     attention_tile,
     gemv_tile,
     product_tile,
 )
-from shoal_engine.kernels.gpu import on_gpu
+from shoal_engine.kernels.gpu import kind_of, on_gpu
 from shoal_engine.kernels.interface import AttentionBatch
-from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_decodes
+from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_step
 from shoal_engine.kernels.triton_fused_gemv import multiply_row
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, can_overlap
 from shoal_engine.kernels.triton_fused_operands import NormInput
@@ -54,10 +55,10 @@ class RowTiles:
 class RowsTiles:
     """Of a step of 2 rows and more."""
 
-    qkv: ProductTile
-    output: ProductTile
-    gate_up: ProductTile
-    down: ProductTile
+    qkv: ProductTile | NarrowTile
+    output: ProductTile | NarrowTile
+    gate_up: ProductTile | NarrowTile
+    down: ProductTile | NarrowTile
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class FusedDecode:
             gluon_decode.serves(self._layout, scale, model.embedding.dtype, device) for scale in scales
         )
         self._products: dict[int, RowTiles | RowsTiles] = {}
-        self._attention: dict[int, AttentionTile] = {}
+        self._attention: dict[int, AttentionTile] = {}  # that `use` has set
 
     @staticmethod
     def supports(model: Llama, rows: int) -> bool:
@@ -118,24 +119,31 @@ class FusedDecode:
         """The tiles that steps of `rows` multiply with."""
         if rows not in self._products:
             layer = self._layers[0]
-            shapes = [w.values.shape for w in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+            weights = [w.values for w in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+            shapes = [weight.shape for weight in weights]
+            narrow = all(weight.element_size() <= 2 for weight in weights) and gluon_narrow.runs_on(
+                self._embedding.device, self._embedding.dtype
+            )
             self._products[rows] = (
                 RowTiles(*(gemv_tile(n, k) for n, k in shapes))
                 if rows == 1
-                else RowsTiles(*(product_tile(n, k, rows) for n, k in shapes))
+                else RowsTiles(*(product_tile(n, k, rows, narrow) for n, k in shapes))
             )
         return self._products[rows]
 
-    def attention(self, rows: int) -> AttentionTile:
-        """The tile that steps of `rows` attend with."""
-        if rows not in self._attention:
-            chosen = gluon_decode.tile_for(rows) if self._in_registers else attention_tile(self._layout, rows)
-            self._attention[rows] = chosen
-        return self._attention[rows]
+    def attention(self, rows: int, cache_bytes: int) -> AttentionTile:
+        """The tile that steps of `rows` attend with. cache_bytes: of a number in the cache."""
+        if rows in self._attention:
+            return self._attention[rows]
+        if self._in_registers:
+            return gluon_decode.tile_for(rows, cache_bytes, kind_of(self._embedding.device).processors)
+        return attention_tile(self._layout, rows)
 
-    def use(self, rows: int, products: RowTiles | RowsTiles, attention: AttentionTile) -> None:
+    def use(self, rows: int, products: RowTiles | RowsTiles, attention: AttentionTile | None = None) -> None:
         """Other tiles from now on; for tuning and tests. One row takes RowTiles, more take RowsTiles."""
-        self._products[rows], self._attention[rows] = products, attention
+        self._products[rows] = products
+        if attention is not None:
+            self._attention[rows] = attention
 
     def __call__(self, token_ids: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
         """token_ids [R] int64, one of each request; cache as the model's -> hidden [R, H], normalised.
@@ -147,7 +155,7 @@ class FusedDecode:
             raise ValueError(
                 f"a fused step is of 1 to {self._space.max_rows} decodes and nothing else, got {rows} tokens"
             )
-        step = self._step(rows, batch)
+        step = self._step(rows, batch, cache.element_size())
         stream = step.space.stream
         tiles = step.products
         first = 1 if isinstance(tiles, RowTiles) else square_tiles(stream.hidden.shape[1], tiles.down)
@@ -162,13 +170,10 @@ class FusedDecode:
         normalise(stream.hidden, self._final, out, self._overlap)
         return out
 
-    def _step(self, rows: int, batch: AttentionBatch) -> _Step:
-        tile = self.attention(rows)
-        workers, pieces = tile.workers(self._layout), tile.max_pieces(self._layout)
-        plans = {
-            window: plan_decodes(batch.context_lens, rows, window, workers, tile.tile_tokens, pieces)
-            for window in {layer.scale.window for layer in self._layers}
-        }
+    def _step(self, rows: int, batch: AttentionBatch, cache_bytes: int) -> _Step:
+        tile = self.attention(rows, cache_bytes)
+        windows = {layer.scale.window for layer in self._layers}
+        plans = {window: plan_step(batch, self._layout, window, tile) for window in windows}
         return _Step(self._space.first(rows), batch, plans, tile, self.products(rows))
 
     def _attend(self, layer: FusedLayer, step: _Step, cache: Tensor) -> None:

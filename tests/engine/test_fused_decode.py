@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from shoal_engine.config import ModelConfig
 from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
-from shoal_engine.kernels.fused_tiles import MAX_ROWS, AttentionTile, GemvTile, ProductTile, narrow_tile
+from shoal_engine.kernels.fused_tiles import MAX_ROWS, AttentionTile, GemvTile, ProductTile
 from shoal_engine.kernels.interface import HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.layers.linear import Linear
@@ -55,7 +56,7 @@ NARROW = """
 import json
 import torch
 import triton
-from shoal_engine.kernels.fused_tiles import narrow_tile
+from shoal_engine.kernels.fused_tiles import NarrowTile
 from shoal_engine.kernels.gpu import H200
 from shoal_engine.kernels.triton_builds import foreseen, target_of
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, PartialSums, Stream
@@ -70,7 +71,7 @@ def walk():
         scale = empty(1024, dtype=torch.float32) if dtype == torch.float8_e4m3fn else None
         stream = Stream(empty(rows, 1024), empty(rows, 1024), empty(rows * 64, dtype=torch.float32))
         weight = FusedWeight(empty(1024, 3072, dtype=dtype), scale)
-        x, gain, tile = empty(rows, 3072), empty(1024), narrow_tile(16, 8, 6)
+        x, gain, tile = empty(rows, 3072), empty(1024), NarrowTile(16, 8, 6)
         multiply_rows(x, weight, stream.scaled, tile, sums, True, adds_to=stream, gain=gain)
 
 told = []
@@ -87,6 +88,37 @@ for build in foreseen(H200, walk):
         "bytes": 4 // constants["packed"], "blocks": constants["block_m"] // 8,
         "products": compiled.asm["ptx"].count("mma.sync"), "registers": build.options["maxnreg"],
     })
+print(json.dumps(told))
+"""
+
+
+# The four products of Qwen3-0.6B for a card of Ada's with its 99 KiB of shared memory, where no narrow kernel runs.
+ADA = """
+import json
+import torch
+import triton
+from shoal_engine.kernels.fused_tiles import product_tile
+from shoal_engine.kernels.gpu import GpuKind
+from shoal_engine.kernels.triton_builds import foreseen, target_of
+from shoal_engine.kernels.triton_fused_operands import FusedWeight, PartialSums
+from shoal_engine.kernels.triton_fused_product import multiply_rows
+
+def empty(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+kind = GpuKind((8, 9), 58)
+
+def walk():
+    sums = PartialSums(empty(2**23, dtype=torch.float32), empty(8192, dtype=torch.int32))
+    for n, k in ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)):
+        for rows in (8, 16, 32):
+            weight = FusedWeight(empty(n, k))
+            multiply_rows(empty(rows, k), weight, empty(rows, n), product_tile(n, k, rows, False), sums, False)
+
+told = []
+for build in foreseen(kind, walk):
+    source = build.kernel.ASTSource(build.kernel, build.signature, build.constants, build.attributes)
+    told.append(triton.compile(source, target=target_of(kind), options=build.options).metadata.shared)
 print(json.dumps(told))
 """
 
@@ -183,16 +215,23 @@ def test_a_second_step_finds_the_counters_at_zero() -> None:
         check(model, fused, [50, 30])
 
 
-def test_a_narrow_tile_is_served_by_the_other_kernel_where_there_is_no_gpu() -> None:
-    model = build(replace(SMALL, num_layers=1, intermediate_size=256))
-    check(model, fuse(model, 3, narrow_tile(16, 1, 4)), [33, 2, 7])
+def compiled(script: str) -> list[Any]:
+    """What a process without the interpreter tells of kernels that it compiles."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    process = [sys.executable, "-c", script]
+    done = subprocess.run(process, env=environment, capture_output=True, text=True, check=True)
+    told: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def test_products_fit_the_shared_memory_of_a_card_without_the_narrow_kernel() -> None:
+    shared = compiled(ADA)
+    assert len(shared) == 12
+    assert max(shared) <= 101376
 
 
 def test_narrow_products_load_weights_into_registers_before_they_wait() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    process = [sys.executable, "-c", NARROW]
-    done = subprocess.run(process, env=environment, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = compiled(NARROW)
     assert len(told) == 3  # one for 3 and 8 rows
     for build in told:
         assert build["loads"] == 16 * 3072 * build["bytes"] // (

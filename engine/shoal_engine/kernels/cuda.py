@@ -1,4 +1,4 @@
-"""The GPU's kernels, in Triton. What they compute is `interface.py`'s; how is in the `triton_*.py` files beside it.
+"""The GPU's kernels. What they compute is `interface.py`'s; how is in the `triton_*.py` and `gluon_*.py` files beside it.
 
 Nothing here waits for the device or reads a value from it, so that a step can be captured in a CUDA graph.
 """
@@ -18,17 +18,19 @@ from shoal_engine.kernels import (
 )
 from shoal_engine.kernels.cudnn_prefill import DensePrefill, StepRows
 from shoal_engine.kernels.fused_tiles import AttentionTile
+from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
 from shoal_engine.kernels.triton_decode import DecodeTiling, DecodeWorkspace
-from shoal_engine.kernels.triton_decode_plan import DecodePlan
+from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_step
 from shoal_engine.kernels.triton_fused_launch import can_overlap
 from shoal_engine.kernels.triton_prefill import PrefillTiling
+from shoal_engine.kernels.triton_rotary import RotaryTiling
 
 
 class CudaKernels(Kernels):
     """Implements `interface.Kernels` for float32 and bfloat16. Keeps workspaces between calls: one stream at a time.
 
-    The layers of a step share the plan of its decodes, which is made when `attend` first sees the batch. A caller that
+    The layers of a step share the plan of its decodes, which is made when the first of them attends. A caller that
     keeps one batch object and changes its tensors in place, as a CUDA graph does, calls `begin_step` before each step and
     inside the captured part. One eager step before the capture compiles the kernels and allocates the workspace.
     """
@@ -38,10 +40,12 @@ class CudaKernels(Kernels):
     ) -> None:
         """The tilings default to what was fastest on an H200 for heads of 128 (benchmarks/h200/kernels.py).
 
-        A prefill tiling that is given serves all prefills; without one, long fresh prompts go to cuDNN.
+        A tiling that is given serves all: without a decode tiling, decodes alone are `gluon_decode`'s where it serves;
+        without a prefill tiling, long fresh prompts go to cuDNN.
         """
         self._decode_tiling = decode_tiling
         self._prefill_tiling = prefill_tiling
+        self._rotary_tiling: RotaryTiling | None = None  # by the number of tokens
         self._workspaces: dict[tuple[HeadLayout, int, torch.device], DecodeWorkspace] = {}
         self._batch: AttentionBatch | None = None
         self._plans: dict[tuple[HeadLayout, int | None, DecodeTiling | AttentionTile], DecodePlan] = {}
@@ -71,13 +75,16 @@ class CudaKernels(Kernels):
         eps: float = 1e-6,
     ) -> Tensor:
         _check_cache(cache, qkv)
-        return triton_rotary.rotate_and_store(qkv, layout, rope_table, batch, cache, q_norm, k_norm, eps)
+        return triton_rotary.rotate_and_store(
+            qkv, layout, rope_table, batch, cache, q_norm, k_norm, eps, tiling=self._rotary_tiling
+        )
 
     def attend(
         self, q: Tensor, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
     ) -> Tensor:
         _check_cache(cache, q)
-        return self._attend(StepRows(q.contiguous()), layout, batch, cache, scale)
+        dense = self._dense_prefills(batch, layout, scale, q.dtype)
+        return self._attend(StepRows(q.contiguous()), layout, batch, cache, scale, dense)
 
     def attend_new(
         self,
@@ -93,18 +100,20 @@ class CudaKernels(Kernels):
         Not if the cache is narrower and rounds: the first chunk of a prompt sees what the others will, the pages.
         """
         _check_cache(cache, qkv)
+        qkv = qkv.contiguous()
         alone = 0 < batch.num_decodes == batch.num_requests and not batch.shares_prefixes
         plain = self._decode_tiling is None and gluon_decode.serves(layout, scale, qkv.dtype, qkv.device)
         if alone and plain:
             return self._attend_decodes(qkv, layout, heads, batch, cache, scale)
         keys, values = None, None
-        if cache.dtype == qkv.dtype and self._dense_prefills(batch, layout, scale, qkv.dtype):
+        dense = self._dense_prefills(batch, layout, scale, qkv.dtype)
+        if dense and cache.dtype == qkv.dtype:
             keys = qkv.new_empty((qkv.shape[0], layout.num_kv_heads, layout.head_dim))
             values = qkv.view(qkv.shape[0], -1, layout.head_dim)[:, -layout.num_kv_heads :]
         q = triton_rotary.rotate_and_store(
             qkv, layout, heads.rope_table, batch, cache, heads.q_gain, heads.k_gain, heads.eps, keys
         )
-        return self._attend(StepRows(q, keys, values), layout, batch, cache, scale)
+        return self._attend(StepRows(q, keys, values), layout, batch, cache, scale, dense)
 
     def _attend_decodes(
         self,
@@ -115,27 +124,35 @@ class CudaKernels(Kernels):
         cache: Tensor,
         scale: AttentionScale,
     ) -> Tensor:
-        tile = gluon_decode.tile_for(batch.num_decodes, cache.element_size())
-        plan = self._plan_of(batch, layout, scale, tile)
+        tile = gluon_decode.tile_for(batch.num_decodes, cache.element_size(), kind_of(qkv.device).processors)
+        plan, fresh = self._plan_of(batch, layout, scale, tile)
         workspace = self._workspace_of(layout, plan.workers, qkv.device)
         out = qkv.new_empty((qkv.shape[0], layout.q_size))
+        overlap = can_overlap(qkv.device)
         gluon_decode.attend_rows(
-            qkv.contiguous(), layout, batch, cache, scale, heads, plan, workspace, tile, out, can_overlap(qkv.device)
-        )  # fmt: skip
+            qkv, layout, batch, cache, scale, heads, plan, workspace, tile, out, overlap, fresh
+        )
         return out
 
     def _attend(
-        self, rows: StepRows, layout: HeadLayout, batch: AttentionBatch, cache: Tensor, scale: AttentionScale
+        self,
+        rows: StepRows,
+        layout: HeadLayout,
+        batch: AttentionBatch,
+        cache: Tensor,
+        scale: AttentionScale,
+        dense: tuple[DensePrefill, ...],
     ) -> Tensor:
+        """dense: what goes to cuDNN."""
         q = rows.queries
         out = q.new_empty((q.shape[0], layout.q_size))
         if batch.num_decodes > 0:
             decode_tiling = self._decode_tiling or triton_decode.tiling_for(layout, q.dtype)
-            plan = self._plan_of(batch, layout, scale, decode_tiling)
+            plan, _ = self._plan_of(batch, layout, scale, decode_tiling)
             workspace = self._workspace_of(layout, plan.workers, q.device)
             triton_decode.attend_decodes(q, layout, batch, cache, scale, plan, workspace, decode_tiling, out)
         if batch.num_requests > batch.num_decodes:
-            return self._attend_prefills(rows, layout, batch, cache, scale, out)
+            return self._attend_prefills(rows, layout, batch, cache, scale, dense, out)
         return out
 
     def _attend_prefills(
@@ -145,20 +162,20 @@ class CudaKernels(Kernels):
         batch: AttentionBatch,
         cache: Tensor,
         scale: AttentionScale,
+        dense: tuple[DensePrefill, ...],
         out: Tensor,
     ) -> Tensor:
         """`out` with the rows of the prefills filled in, or what cuDNN returned when that is all there is."""
         q = rows.queries
-        fresh = self._dense_prefills(batch, layout, scale, q.dtype)
         rows_done = 0
-        for one in fresh:
+        for one in dense:
             attended = cudnn_prefill.attend_fresh(rows, layout, batch, cache, scale, one)
             if attended.shape == out.shape:
                 return attended
             out[one.rows] = attended
             rows_done += attended.shape[0]
         if rows_done < q.shape[0] - batch.num_decodes:
-            first_rows = cudnn_prefill.rows_left(batch, fresh) if fresh else None
+            first_rows = cudnn_prefill.rows_left(batch, dense) if dense else None
             tiling = self._prefill_tiling or triton_prefill.tiling_for(layout, batch, q.dtype)
             triton_prefill.attend_prefills(q, layout, batch, cache, scale, tiling, out, first_rows)
         return out
@@ -176,16 +193,19 @@ class CudaKernels(Kernels):
         layout: HeadLayout,
         scale: AttentionScale,
         tiling: DecodeTiling | AttentionTile,
-    ) -> DecodePlan:
+    ) -> tuple[DecodePlan, bool]:
+        """And whether it was made just now."""
         if batch is not self._batch:
             self.begin_step(batch)
         key = (layout, scale.window, tiling)
-        if key not in self._plans:
-            if isinstance(tiling, AttentionTile):
-                self._plans[key] = gluon_decode.plan_for(batch, layout, scale, tiling)
-            else:
-                self._plans[key] = triton_decode.plan_for(batch, layout, scale, tiling)
-        return self._plans[key]
+        if key in self._plans:
+            return self._plans[key], False
+        if isinstance(tiling, AttentionTile):
+            plan = plan_step(batch, layout, scale.window, tiling)
+        else:
+            plan = triton_decode.plan_for(batch, layout, scale, tiling)
+        self._plans[key] = plan
+        return plan, True
 
     def _workspace_of(self, layout: HeadLayout, workers: int, device: torch.device) -> DecodeWorkspace:
         key = (layout, workers, device)

@@ -1,10 +1,9 @@
 """Attention of long prompts with nothing cached before them, by cuDNN: 627 TFLOP/s on an H200, our paged kernel 450 to 490.
 
 cuDNN reads no pages and aligns the diagonal at the first token, so this serves only the first chunk of a prompt. Its keys
-and values are the rows that `triton_rotary.py` has just made; those of a narrower cache, which are rounded, are copied out
-of their pages (about 3 % of the time). cuDNN takes 38 ms for the plan of every new shape and every new stride, so only
-multiples of 1024 tokens in rows that follow each other go this way; the tail of a chunk is left to `triton_prefill.py`.
-Not for windows.
+are the rows that `triton_rotary.py` has just made, its values those of QKV; out of a narrower cache, which rounds, both are
+copied (about 3 % of the time). cuDNN takes 38 ms for the plan of every new shape and every new stride, so only multiples of
+1024 tokens in rows that follow each other go this way; the tail of a chunk is left to `triton_prefill.py`. Not for windows.
 """
 
 from __future__ import annotations

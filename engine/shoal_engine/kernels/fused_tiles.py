@@ -32,8 +32,6 @@ class ProductTile:
     fold: warp groups that share block_k within a program (1: tensor cores of the whole program on one tile);
     head: tiles (1 or 2) that are loaded before the wait; stages: loads in flight in the loop over the rest.
     early: the next kernel may start with this one, not after its main loop.
-    narrow: where `gluon_narrow` serves, block_n rows by all of K, which `warps` share, and up to `head` chunks of it in
-    flight; the other fields are for elsewhere.
     """
 
     block_n: int = 64
@@ -44,12 +42,21 @@ class ProductTile:
     stages: int = 4
     head: int = 1
     early: bool = False
-    narrow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowTile:
+    """Of `gluon_narrow`: block_n weight rows by all of K, which `warps` share, up to `head` chunks of it in flight."""
+
+    block_n: int = 16
+    warps: int = 8
+    head: int = 2
+    early: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionTile:
-    """programs: workers times key/value heads, about; early: as in the products.
+    """programs: workers times key/value heads, about; early: as in the products. `gluon_decode` reads no more than warps.
 
     stages: tiles in flight to shared memory; 1: one in registers instead, loaded before the wait, which is what a worker
     with hardly more than one tile wants.
@@ -72,6 +79,7 @@ class AttentionTile:
 ROW_BLOCKS = (8, 16, 32, 64)  # rows of a product on tensor cores
 MAX_ROWS = ROW_BLOCKS[-1]
 _PROGRAMS = 264  # two for each processor of an H200
+_NARROW_FIELDS = 4
 _NARROW_K = 512  # eight warps share it evenly
 _NARROW_HEAD = 6  # chunks: with more in flight, registers run out
 # By row block, the most weights that narrow tiles pay for: each of them reads all of x.
@@ -87,20 +95,17 @@ def gemv_tile(n: int, k: int) -> GemvTile:
     return GemvTile()
 
 
-def narrow_tile(block_n: int, warps: int, head: int, early: bool = True) -> ProductTile:
-    """Where no narrow kernel serves, the warps share K as well, 64 of it each at a time."""
-    return ProductTile(block_n, 64 * warps, 1, warps, warps, 2, head, early, True)
-
-
 @functools.cache
-def product_tile(n: int, k: int, rows: int) -> ProductTile:
-    """For 2..MAX_ROWS rows and a weight [n, k] as it lies in memory."""
-    tuned = TABLE.get((n, k, row_block(rows)))
-    if tuned is not None:
+def product_tile(n: int, k: int, rows: int, narrow: bool) -> ProductTile | NarrowTile:
+    """For 2..MAX_ROWS rows and a weight [n, k] as it lies in memory. narrow: whether `gluon_narrow` runs there."""
+    tuned = TABLE.get((n, k, row_block(rows)), ())
+    if len(tuned) > _NARROW_FIELDS:
         return ProductTile(*tuned)  # type: ignore[arg-type]
-    if k % _NARROW_K == 0 and n * k <= _NARROW_WEIGHTS.get(row_block(rows), 0):
+    if narrow and tuned:
+        return NarrowTile(*tuned)  # type: ignore[arg-type]
+    if narrow and k % _NARROW_K == 0 and n * k <= _NARROW_WEIGHTS.get(row_block(rows), 0):
         chunks = k // _NARROW_K
-        return narrow_tile(16, 8, chunks if chunks <= _NARROW_HEAD else 2)
+        return NarrowTile(head=chunks if chunks <= _NARROW_HEAD else 2)
     block_k = 256 if k <= 4096 and n * k <= 2**23 else 128
     tiles, parts = -(-n // 64), 1
     while tiles * parts < _PROGRAMS // 2 and k // (block_k * parts * 2) >= 1:
@@ -112,11 +117,7 @@ def row_block(rows: int) -> int:
     return next(block for block in ROW_BLOCKS if rows <= block)
 
 
-@functools.cache
 def attention_tile(layout: HeadLayout, rows: int) -> AttentionTile:
     """Programs that all fit the processors at once: two on each."""
-    tuned = TABLE.get((layout.q_size, layout.kv_size, -row_block(rows) if rows > 1 else -1))
-    if tuned is not None:
-        return AttentionTile(*tuned)  # type: ignore[arg-type]
     short = 64 if layout.head_dim <= 128 else 32
     return AttentionTile(short, 4, 256 if rows == 1 else 264)

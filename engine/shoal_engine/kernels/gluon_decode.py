@@ -29,18 +29,18 @@ from shoal_engine.kernels.gluon_words import numbers
 from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout
 from shoal_engine.kernels.triton_decode import LOG2_E, DecodeWorkspace
-from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_decodes
+from shoal_engine.kernels.triton_decode_plan import DecodePlan
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options
 
 _DIMS = (64, 128)
 # Of a thread, by the bytes of a number in the cache. Left alone the compiler takes all and halves the programs that fit.
 _REGISTERS = {1: 128, 2: 168}
-_PROCESSORS, _PROCESSOR_REGISTERS = 132, 65536  # of an H200
+_PROCESSOR_REGISTERS = 65536
 _TILE_TOKENS = 64  # of the plan's tiles: what a cut request is cut at
 
 _jit: Callable[[Callable[..., Any]], Any] = gluon.jit
 _jit_once: Callable[[Callable[..., Any]], Any] = gluon.jit(do_not_specialize=[
-    "tables", "context_lens", "positions", "slots", "table_stride", "window", "num_requests", "workers",
+    "tables", "context_lens", "positions", "slots", "table_stride", "window", "num_requests", "workers", "fresh",
 ])  # fmt: skip
 
 # Up to Triton 3.6 it has another name.
@@ -127,14 +127,21 @@ def _leave(  # type: ignore[no-untyped-def]
 @_jit_once
 def _decode_rows(  # type: ignore[no-untyped-def]
     qkv, cache, tables, context_lens, positions, slots, rope_table, q_gain, k_gain, line, piece_sums, piece_stats,
-    arrivals, out, block_stride, table_stride, num_requests, workers, scale_log2, window, eps,
+    arrivals, out, block_stride, table_stride, num_requests, workers, scale_log2, window, eps, fresh,
     num_kv_heads: gl.constexpr, group: gl.constexpr, head_dim: gl.constexpr, block_tokens: gl.constexpr,
     warps: gl.constexpr, tile_tokens: gl.constexpr, packed: gl.constexpr, value_piece: gl.constexpr,
     of_thread: gl.constexpr, of_lanes: gl.constexpr, of_warps: gl.constexpr, has_norm: gl.constexpr,
     overlap: gl.constexpr,
 ):  # fmt: skip
+    """Program (head, worker) attends the worker's share of the line of tiles for one key/value head.
+
+    The kernel after may start at once, since it waits before it reads; a program without work ends without a wait, since
+    there is one with work. Before the wait only what is constant in the step is read, and the plan, if it is not `fresh`.
+    """
     if overlap:
         gdc_launch_dependents()
+        if fresh != 0:
+            gdc_wait()
     dtype: gl.constexpr = cache.dtype.element_ty
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [warps, 1, 1], [1, 16, 8])
     word_layout: gl.constexpr = gl.DotOperandLayout(0, mma, 4)
@@ -248,24 +255,14 @@ def serves(layout: HeadLayout, scale: AttentionScale, dtype: torch.dtype, device
     return known and device.type != "cpu" and kind_of(device).capability[0] == 9
 
 
-def tile_for(rows: int, element_bytes: int = 2) -> AttentionTile:
-    """By requests of a step and the bytes of a number in the cache: as many programs as fit an H200 at once.
+def tile_for(rows: int, cache_bytes: int, processors: int) -> AttentionTile:
+    """By requests of a step and the bytes of a number in the cache: as many programs as fit the processors at once.
 
     More would be a second round, half empty. Fewer for few requests, which are cut into pieces; many have two warps each.
     """
     warps = 4 if rows <= 96 else 2
-    fit = _PROCESSORS * (_PROCESSOR_REGISTERS // (32 * _REGISTERS[element_bytes])) // warps
-    return AttentionTile(_TILE_TOKENS, warps, min(fit, 3 * _PROCESSORS) if rows <= 16 else fit)
-
-
-def plan_for(
-    batch: AttentionBatch, layout: HeadLayout, scale: AttentionScale, tile: AttentionTile
-) -> DecodePlan:
-    """The plan of all layers of one step that share `layout` and `scale`."""
-    return plan_decodes(
-        batch.context_lens, batch.num_decodes, scale.window, tile.workers(layout), tile.tile_tokens,
-        tile.max_pieces(layout),
-    )  # fmt: skip
+    fit = _PROCESSOR_REGISTERS // (32 * warps * _REGISTERS[cache_bytes])
+    return AttentionTile(_TILE_TOKENS, warps, processors * (min(fit, 3) if rows <= 16 else fit))
 
 
 def attend_rows(
@@ -280,8 +277,12 @@ def attend_rows(
     tile: AttentionTile,
     out: Tensor,
     overlap: bool,
+    fresh: bool = False,
 ) -> None:
-    """As `triton_fused_attention.attend_rows`; of the tile, only warps are read, the rest is in the plan."""
+    """As `triton_fused_attention.attend_rows`; of the tile, only warps are read, the rest is in the plan.
+
+    fresh: the kernel before this one in the stream makes the plan.
+    """
     group, has_norm = layout.num_heads // layout.num_kv_heads, heads.q_gain is not None
     packed = 4 // cache.element_size()
     piece = min(4, layout.head_dim // packed // 8)  # words of a token that one of 8 threads loads at once
@@ -289,8 +290,8 @@ def attend_rows(
     _decode_rows[(layout.num_kv_heads, plan.workers)](
         qkv, cache, batch.tables, batch.context_lens, batch.positions, batch.slots, heads.rope_table,
         heads.q_gain if has_norm else qkv, heads.k_gain if has_norm else qkv, plan.line, workspace.sums,
-        workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0), qkv.shape[0], plan.workers,
-        scale.scale * LOG2_E, scale.window or 2**30, heads.eps,
+        workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0), batch.num_requests, plan.workers,
+        scale.scale * LOG2_E, scale.window or 2**30, heads.eps, int(fresh),
         num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim, block_tokens=batch.block_tokens,
         warps=tile.warps, tile_tokens=plan.tile_tokens, packed=packed, value_piece=piece * packed,
         of_thread=of_thread, of_lanes=of_lanes, of_warps=of_warps, has_norm=has_norm, overlap=overlap,

@@ -19,16 +19,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from shoal_engine.kernels.fused_tiles import ProductTile, row_block
+from shoal_engine.kernels.fused_tiles import NarrowTile, row_block
 from shoal_engine.kernels.gluon_epilogue import constants_of, finish
 from shoal_engine.kernels.gluon_words import halves, numbers
-from shoal_engine.kernels.gpu import kind_of, on_gpu
-from shoal_engine.kernels.triton_fused_launch import launch_options
+from shoal_engine.kernels.gpu import kind_of
+from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, Stream
 
-_MAX_BLOCK = 32  # rows of x
 _MOST_REGISTERS = 248
-_FIRST_CAPABILITY = 9
 _jit: Callable[[Callable[..., Any]], Any] = gluon.jit
 _jit_once: Callable[[Callable[..., Any]], Any] = gluon.jit(do_not_specialize=["m", "n", "num_squares"])
 
@@ -186,18 +184,21 @@ def _narrow(  # type: ignore[no-untyped-def]
             place, m, n, normed, gated, scaled, biased, adds, final)  # fmt: skip
 
 
-def serves(x: Tensor, weight: FusedWeight, tile: ProductTile) -> bool:
-    """Whether the tile is narrow, x bfloat16 on a GPU that has what is used here, and K in whole chunks."""
-    if not tile.narrow or x.dtype != torch.bfloat16 or not on_gpu(x) or row_block(x.shape[0]) > _MAX_BLOCK:
-        return False
-    return kind_of(x.device).capability[0] >= _FIRST_CAPABILITY and _warps(x.shape[1], weight, tile) > 1
+def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """dtype: of the rows."""
+    return (
+        not INTERPRETED
+        and dtype == torch.bfloat16
+        and device.type != "cpu"
+        and kind_of(device).capability[0] == 9
+    )
 
 
 def multiply(
-    x: Tensor, weight: FusedWeight, out: Tensor, tile: ProductTile, overlap: bool, norm_of: Stream | None,
+    x: Tensor, weight: FusedWeight, out: Tensor, tile: NarrowTile, overlap: bool, norm_of: Stream | None,
     num_squares: int, eps: float, gated: bool, adds_to: Stream | None, gain: Tensor | None,
 ) -> None:  # fmt: skip
-    """As `triton_fused_product.multiply_rows`, where `serves` says so."""
+    """As `triton_fused_product.multiply_rows`: bfloat16 rows, up to 32; K in whole chunks of two warps or more."""
     (m, k), half = x.shape, tile.block_n // 2 if gated else tile.block_n
     n = weight.out_features // 2 if gated else weight.out_features
     packed, chunk, warps, block_m = _packed(weight), _chunk(weight), _warps(k, weight, tile), row_block(m)
@@ -222,7 +223,7 @@ def _chunk(weight: FusedWeight) -> int:
     return 32 * _packed(weight)
 
 
-def _warps(k: int, weight: FusedWeight, tile: ProductTile) -> int:
+def _warps(k: int, weight: FusedWeight, tile: NarrowTile) -> int:
     """The tile's, or as many fewer as share K evenly."""
     warps = tile.warps
     while warps > 1 and k % (warps * _chunk(weight)):

@@ -1,7 +1,8 @@
 """The GPU's kernels for `--deterministic`: a token's result has the same bits alone, in any batch and in any chunk.
 
 Decodes run the kernel of prompts, with one tiling for all: keys are walked in tiles that begin at fixed positions and
-nothing is split by how many requests there are. Everything else of `CudaKernels` treats rows one by one already.
+nothing is split by how many requests there are. Heads are rotated with one tiling too. Everything else of `CudaKernels`
+treats rows one by one already.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
 from shoal_engine.kernels.triton_prefill import FLOAT32_TILING, SHORT_TILING, WIDE_TILING, PrefillTiling
+from shoal_engine.kernels.triton_rotary import SPREAD
 
 
 class InvariantKernels(CudaKernels):
@@ -22,6 +24,7 @@ class InvariantKernels(CudaKernels):
     def __init__(self, tiling: PrefillTiling | None = None) -> None:
         """tiling: for tests and proofs; two tilings give different bits."""
         super().__init__()
+        self._rotary_tiling = SPREAD  # another one adds the squares of a head in another order
         self._tiling = tiling
         self._seen: AttentionBatch | None = None
         self._prefills: AttentionBatch | None = None
@@ -39,6 +42,7 @@ class InvariantKernels(CudaKernels):
         cache: Tensor,
         scale: AttentionScale,
     ) -> Tensor:
+        """In two kernels: the one that does both deals a request's tokens by how many there are of all."""
         return Kernels.attend_new(self, qkv, layout, heads, batch, cache, scale)
 
     def attend(

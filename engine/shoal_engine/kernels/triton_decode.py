@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
-from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_decodes
+from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_step
 from shoal_engine.kernels.triton_jit import jit, jit_once
 from shoal_engine.kernels.triton_prefix import attend_prefixes, find_shared
 from shoal_engine.kernels.triton_walk import LOG2_E as LOG2_E  # also of those who merge pieces
@@ -30,6 +30,7 @@ class DecodeTiling:
 
     prefix_tokens: of a shared prefix that are taken at once, by many more rows; whole tiles.
 
+    On Hopper for steps that compute prompts too, shared prefixes, softcap and sinks; the rest is `gluon_decode.py`'s.
     Small programs, eight on a processor, hide each other's waits: on an H200 at context 577 and 1 / 8 / 32 / 128 / 256
     requests 8.1 / 12.5 / 31.7 / 82.5 / 160 us, against 9.7 / 15.1 / 34 / 85 / 160 with tiles of 64, two warps and 528.
     """
@@ -294,7 +295,4 @@ def plan_for(
     """The plan of all layers of one step that share `layout` and `scale`."""
     shares = batch.shares_prefixes and scale.window is None
     shared = find_shared(batch, layout, max(tiling.prefix_tokens, tiling.tile_tokens)) if shares else None
-    return plan_decodes(
-        batch.context_lens, batch.num_decodes, scale.window, tiling.workers(layout), tiling.tile_tokens,
-        tiling.max_pieces(layout), shared,
-    )  # fmt: skip
+    return plan_step(batch, layout, scale.window, tiling, shared)

@@ -8,12 +8,14 @@ workers is fixed. A request without tokens (a padding row) has one tile, all of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from shoal_engine.kernels.interface import AttentionBatch, HeadLayout
 from shoal_engine.kernels.triton_jit import jit_once
 from shoal_engine.kernels.triton_prefix import SharedPrefix
 
@@ -78,6 +80,31 @@ def _plan_kernel(
         end = tl.load(starts + 1 + request, mask=request < num_requests, other=2147483647)
         first += tl.sum((end[:, None] <= worker[None, :] * share).to(tl.int32), axis=0)
     tl.store(line + 2 + worker, first, mask=worker < workers)
+
+
+class Tile(Protocol):
+    """How a kernel cuts decodes: `DecodeTiling`, `AttentionTile`."""
+
+    @property
+    def tile_tokens(self) -> int: ...
+
+    def workers(self, layout: HeadLayout) -> int: ...
+
+    def max_pieces(self, layout: HeadLayout) -> int: ...
+
+
+def plan_step(
+    batch: AttentionBatch,
+    layout: HeadLayout,
+    window: int | None,
+    tile: Tile,
+    shared: SharedPrefix | None = None,
+) -> DecodePlan:
+    """The plan of all layers of one step that share `layout` and `window`."""
+    return plan_decodes(
+        batch.context_lens, batch.num_decodes, window, tile.workers(layout), tile.tile_tokens, tile.max_pieces(layout),
+        shared,
+    )  # fmt: skip
 
 
 def plan_decodes(

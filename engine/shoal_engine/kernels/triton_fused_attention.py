@@ -2,7 +2,7 @@
 
 The work is dealt by the plan of `triton_decode_plan.py`. Unlike in `triton_decode.py` the new token never passes through
 the cache: the worker that has a request's last tile starts its sums with it and writes it. What is constant in the step,
-the first tile of keys and values included, is loaded before the wait for QKV.
+the first tile of keys and values included, is loaded before the wait for QKV. On Hopper it is `gluon_decode.py` that runs.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The weight is the first operand: a tile of its rows by all rows of x, so the weight is read once. No norm is computed
 before a product: the kernel that writes the residual also writes it times the next norm's gain and its squares' partial
 sums, and the product of that is scaled by 1 / rms at its end. One row is `triton_fused_gemv.py`'s; narrow tiles are
-multiplied by `gluon_narrow.py` where it serves.
+`gluon_narrow.py`'s.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shoal_engine.kernels.fused_tiles import ProductTile, row_block
-from shoal_engine.kernels.gluon_narrow import multiply, serves
+from shoal_engine.kernels.fused_tiles import NarrowTile, ProductTile, row_block
+from shoal_engine.kernels.gluon_narrow import multiply
 from shoal_engine.kernels.triton_fused_epilogue import constants, finish, residual
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options, trigger, wait
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, PartialSums, Stream
@@ -136,7 +136,7 @@ def multiply_rows(
     x: Tensor,
     weight: FusedWeight,
     out: Tensor,
-    tile: ProductTile,
+    tile: ProductTile | NarrowTile,
     sums: PartialSums,
     overlap: bool,
     norm_of: Stream | None = None,
@@ -152,7 +152,7 @@ def multiply_rows(
     gated: W [2N, K], silu(first half) * second. adds_to: the result is added to its residual, and what the next norm
     needs is written with `gain`, square_tiles(N, tile) partial sums a row; `out` is then not written.
     """
-    if serves(x, weight, tile):
+    if isinstance(tile, NarrowTile):
         multiply(x, weight, out, tile, overlap, norm_of, num_squares, eps, gated, adds_to, gain)
         return
     (m, k), rows_of_tile = x.shape, tile.block_n // 2 if gated else tile.block_n
@@ -167,14 +167,14 @@ def multiply_rows(
         x if gain is None else gain, stream.hidden, stream.scaled, stream.squares,
         sums.sums, sums.arrivals, eps, m, n, num_squares,
         k=k, block_m=row_block(m), block_n=tile.block_n, block_k=tile.block_k, parts=parts, fold=tile.fold,
-        head=min(tile.head, steps, 2), square_block=triton.next_power_of_2(num_squares), even=even, normed=normed,
+        head=min(tile.head, steps), square_block=triton.next_power_of_2(num_squares), even=even, normed=normed,
         gated=gated, scaled=weight.scale is not None, biased=weight.bias is not None, adds=adds_to is not None,
         early=tile.early, overlap=overlap, precision="ieee" if x.element_size() == 4 else "tf32",
         num_warps=tile.warps, num_stages=tile.stages, **launch_options(overlap),
     )  # fmt: skip
 
 
-def square_tiles(n: int, tile: ProductTile) -> int:
+def square_tiles(n: int, tile: ProductTile | NarrowTile) -> int:
     """How many partial sums of squares a product of n columns leaves for each row."""
     return -(-n // tile.block_n)
 

@@ -11,6 +11,7 @@ from shoal_engine.kernels.fused_tiles import (
     MAX_ROWS,
     ROW_BLOCKS,
     GemvTile,
+    NarrowTile,
     ProductTile,
     gemv_tile,
     product_tile,
@@ -170,8 +171,11 @@ def test_every_shape_has_a_tile_that_a_kernel_can_run() -> None:
     for n, k in [(6144, 4096), (1024, 2048), (4096, 14336), (100, 72), (1, 1)]:
         assert gemv_tile(n, k).warps * gemv_tile(n, k).row_steps >= 1
         for rows in range(2, MAX_ROWS + 1):
-            tile = product_tile(n, k, rows)
+            tile = product_tile(n, k, rows, False)
+            assert isinstance(tile, ProductTile)
             assert tile.parts >= 1
             assert tile.block_k % (16 * tile.fold) == 0
-            assert tile.head in ((1, 2) if not tile.narrow else range(1, 7))
+            assert tile.head in (1, 2)
+            narrow = product_tile(n, k, rows, True)
+            assert narrow == tile or (isinstance(narrow, NarrowTile) and rows <= 32 and k % 512 == 0)
     assert ROW_BLOCKS[-1] == MAX_ROWS
