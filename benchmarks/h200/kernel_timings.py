@@ -29,7 +29,7 @@ from kernel_cases import (
 from torch import Tensor
 
 from shoal_engine.kernels.cuda import CudaKernels
-from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_decode import DecodeTiling, plan_for
 from shoal_engine.kernels.triton_prefill import PrefillTiling
@@ -92,6 +92,10 @@ def timings(quick: bool, block_tokens: int) -> Iterator[Timing]:
         for case in QUICK_DECODES if quick else (*QUICK_DECODES, uniform(256, 8192)):
             kernels = CudaKernels()
             yield _attention_timing(f"decode-fp8 {name}", case, layout, block_tokens, kernels, FLOAT8)
+        for dtype, label in ((torch.bfloat16, "rows"), (FLOAT8, "rows-fp8")):
+            for case in QUICK_DECODES if quick else DECODES:
+                prepare = partial(_rows, case, layout, block_tokens, name == "0.6B", dtype)
+                yield Timing(f"{label} {name}", case.name, prepare)
         for case in SHARED:
             yield _attention_timing(f"decode-shared {name}", case, layout, block_tokens, CudaKernels())
         for case in QUICK_PREFILLS if quick else PREFILLS:
@@ -175,6 +179,23 @@ def _attention_error(
             want = TWIN.attend(q[at].float(), layout, part, cache, scale)
             worst = max(worst, relative_error(got[at], want))
     return worst
+
+
+def _rows(case: Case, layout: HeadLayout, block_tokens: int, has_norm: bool, dtype: torch.dtype) -> Prepared:
+    """Rotation, write and attention of decodes at once; beside the two kernels that do it one after the other."""
+    batch, num_blocks = build(case, block_tokens)
+    num_bytes = case.kv_bytes(layout, dtype.itemsize)
+    caches = random_caches(_copies(num_bytes), num_blocks, layout, block_tokens, dtype)
+    qkv, scale = random_rows(case.tokens, layout.qkv_size), AttentionScale(layout.head_dim**-0.5)
+    norms = [random_rows(1, layout.head_dim)[0] for _ in range(2)] if has_norm else [None, None]
+    heads, kernels = HeadInput(rope_table(max(case.contexts), layout.head_dim), *norms), CudaKernels()
+
+    def error() -> float:
+        got = kernels.attend_new(qkv, layout, heads, batch, caches[0], scale)
+        return relative_error(got, Kernels.attend_new(kernels, qkv, layout, heads, batch, caches[0], scale))
+
+    calls = [partial(kernels.attend_new, qkv, layout, heads, batch, cache, scale) for cache in caches]
+    return Prepared(calls, num_bytes / READ_RATE * 1e6, error)
 
 
 def _rotation(rows: int, layout: HeadLayout, has_norm: bool, block_tokens: int) -> Prepared:
