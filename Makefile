@@ -36,6 +36,8 @@ check: setup  ## Formatting, lint, types, import rules, generated files fresh
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .
 	$(RUN)mypy
+	MYPYPATH=benchmarks/h200 $(RUN)mypy benchmarks/h200
+	MYPYPATH=benchmarks/router $(RUN)mypy benchmarks/*.py benchmarks/router
 	$(RUN)lint-imports
 	$(RUN)python -m shoal_api.crd --check
 

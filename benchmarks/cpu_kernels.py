@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from shoal_engine.host_runtime import prepare
 
@@ -28,7 +29,7 @@ from shoal_engine.kernels import cpu_linear
 from shoal_engine.kernels.cpu import CpuKernels
 from shoal_engine.kernels.cpu_build import load_library
 from shoal_engine.kernels.cpu_linear import WeightKind
-from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout
+from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadLayout, Kernels
 from shoal_engine.kernels.reference import ReferenceKernels
 
 LAYERS = 30
@@ -119,8 +120,8 @@ def attention_case(
     return Case(
         f"attend {requests}x{context} q{queries} {str(dtype)[6:]}",
         "gather + torch sdpa",
-        [lambda cache=cache: kernels.attend(q, LAYOUT, batch, cache, SCALE) for cache in caches],
-        [lambda cache=cache: gathered_attention(q, batch, cache) for cache in caches],
+        [partial(kernels.attend, q, LAYOUT, batch, cache, SCALE) for cache in caches],
+        [partial(gathered_attention, q, batch, cache) for cache in caches],
         2 * requests * context * LAYOUT.kv_size * dtype.itemsize,
         4 * pairs * LAYOUT.head_dim,
     )
@@ -134,7 +135,6 @@ def row_cases(kernels: CpuKernels, rows: int) -> list[Case]:
     x, residual, qkv, gate_up = (
         torch.randn(rows, width).bfloat16() for width in (HIDDEN, HIDDEN, LAYOUT.qkv_size, 2 * INTERMEDIATE)
     )
-    twin = ReferenceKernels()
 
     def torch_norm() -> Tensor:
         residual.add_(x)
@@ -147,11 +147,19 @@ def row_cases(kernels: CpuKernels, rows: int) -> list[Case]:
     def all_layers(call: Call) -> list[Call]:
         return [call] * LAYERS
 
-    rotate = [lambda c=cache: kernels.rotate_and_store(qkv, LAYOUT, rope, batch, c) for cache in caches]
-    torch_rotate = [lambda c=cache: twin.rotate_and_store(qkv, LAYOUT, rope, batch, c) for cache in caches]
+    def rotate(kernels: Kernels) -> list[Call]:
+        return [partial(kernels.rotate_and_store, qkv, LAYOUT, rope, batch, cache) for cache in caches]
+
     norm, silu = lambda: kernels.add_rms_norm(x, residual, weight, 1e-5), lambda: kernels.silu_mul(gate_up)
     return [
-        Case(f"rotate_and_store {rows}", "torch twin", rotate, torch_rotate, 2 * qkv.nbytes, 6 * qkv.numel()),
+        Case(
+            f"rotate_and_store {rows}",
+            "torch twin",
+            rotate(kernels),
+            rotate(ReferenceKernels()),
+            2 * qkv.nbytes,
+            6 * qkv.numel(),
+        ),
         Case(
             f"add_rms_norm {rows}",
             "torch",

@@ -24,6 +24,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor  # at run time only the engines' own processes load torch
 
 PROMPT_TOKENS = 85
 NEW_TOKENS = 128
@@ -113,7 +117,7 @@ class Transformers:
             whole_s = time.perf_counter() - started
         return figures(len(prompts), len(prompts[0]), new_tokens, first_s, whole_s)
 
-    def _generate(self, ids, new_tokens: int) -> None:  # type: ignore[no-untyped-def]
+    def _generate(self, ids: Tensor, new_tokens: int) -> None:
         import torch
 
         out = self.model.generate(
@@ -131,7 +135,7 @@ class LlamaCpp:
     """Through llama.cpp's own batch interface, one sequence per request, as its server does."""
 
     def __init__(self, threads: int, max_len: int) -> None:
-        import llama_cpp as c
+        import llama_cpp as c  # type: ignore[import-not-found, unused-ignore]  # `make bench` installs it
 
         self.c = c
         c.llama_backend_init()
@@ -201,7 +205,11 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, shape=(self.vocabulary,)).argmax())
 
 
-ENGINES = {"shoal": Shoal, "transformers": Transformers, "llama.cpp": LlamaCpp}
+ENGINES: dict[str, type[Shoal | Transformers | LlamaCpp]] = {
+    "shoal": Shoal,
+    "transformers": Transformers,
+    "llama.cpp": LlamaCpp,
+}
 
 
 def serve(name: str, threads: int, max_len: int) -> None:
@@ -239,7 +247,7 @@ class Child:
         print(json.dumps({"prompts": prompts, "new_tokens": new_tokens}), file=self.process.stdin, flush=True)
         return Figures(**self._answer())
 
-    def _answer(self):  # type: ignore[no-untyped-def]
+    def _answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:

@@ -51,11 +51,11 @@ def top_k(x: Tensor) -> Tensor:
     return order.gather(1, torch.multinomial(values.softmax(-1), 1))
 
 
-def log_softmax_top(x: Tensor) -> tuple[Tensor, Tensor]:
+def log_softmax_top(x: Tensor) -> tuple[object, ...]:
     chosen = x.argmax(-1)
     logprobs = x.float().log_softmax(-1)
     logprobs.gather(1, chosen.unsqueeze(1)).tolist()
-    return tuple(part.tolist() for part in logprobs.topk(5))  # type: ignore[return-value]
+    return tuple(part.tolist() for part in logprobs.topk(5))
 
 
 class CountTable:
@@ -80,14 +80,16 @@ class CountTable:
 
 
 def cases() -> list[Case]:
-    penalties = {"repetition_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": 0.1}
+    penalties = SamplingParams(
+        temperature=0.0, repetition_penalty=1.1, frequency_penalty=0.2, presence_penalty=0.1
+    )
     return [
         Case("greedy", SamplingParams(temperature=0.0), lambda x: x.argmax(-1)),
         Case("temperature 0.7", SamplingParams(temperature=0.7), lambda x: multinomial(x / 0.7)),
         Case("top-p 0.9", SamplingParams(top_p=0.9), sorted_top_p),
         Case("top-p 0.9, flat", SamplingParams(top_p=0.9), sorted_top_p, "flat"),
         Case("top-k 50", SamplingParams(top_k=50), top_k),
-        Case("greedy, penalties", SamplingParams(temperature=0.0, **penalties), CountTable()),
+        Case("greedy, penalties", penalties, CountTable()),
         Case("greedy, logprobs 5", SamplingParams(temperature=0.0, logprobs=5), log_softmax_top),
     ]
 

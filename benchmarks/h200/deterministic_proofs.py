@@ -144,18 +144,18 @@ def rotation() -> bool:
     good, kernels = True, InvariantKernels()
     for layout in (HeadLayout(16, 8, 128), HeadLayout(32, 8, 128), HeadLayout(14, 2, 64)):
         qkv = torch.randn(ROTATED, layout.qkv_size, device="cuda").bfloat16()
-        norms = [torch.randn(layout.head_dim, device="cuda").bfloat16() for _ in range(2)]
+        q_norm, k_norm = (torch.randn(layout.head_dim, device="cuda").bfloat16() for _ in range(2))
         rope = torch.randn(ROTATED, layout.head_dim, device="cuda")
         tables = torch.arange(ROTATED // BLOCK_TOKENS + 1, dtype=torch.int32, device="cuda")[None, :]
         shape = (tables.shape[1], 2, layout.num_kv_heads, BLOCK_TOKENS, layout.head_dim)
         whole, parts = (torch.zeros(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2))
         batch = batch_of([ROTATED], [ROTATED], tables)
-        q = kernels.rotate_and_store(qkv, layout, rope, batch, whole, *norms)
+        q = kernels.rotate_and_store(qkv, layout, rope, batch, whole, q_norm, k_norm)
         same = True
         for start in range(0, ROTATED, 500):
             end = min(start + 500, ROTATED)
             part = batch_of([end - start], [end], tables)
-            rows = kernels.rotate_and_store(qkv[start:end], layout, rope, part, parts, *norms)
+            rows = kernels.rotate_and_store(qkv[start:end], layout, rope, part, parts, q_norm, k_norm)
             same &= torch.equal(rows, q[start:end])
         same &= torch.equal(whole, parts)
         good &= same

@@ -39,8 +39,8 @@ def product_times(counts: Sequence[int]) -> None:
             tiles = [tile for tile in TILES if tile.block_m < 4 * m or tile is TILES[0]]
             times = {tile: _tile_us(x, weights, tile) for tile in tiles}
             best = min(times, key=lambda tile: times[tile])
-            ours = us_per_call(lambda w, x=x: invariant_linear(x, w), weights, 3)
-            peer = us_per_call(lambda w, x=x: functional.linear(x, w), weights, 3)
+            ours = us_per_call(partial(invariant_linear, x), weights, 3)
+            peer = us_per_call(partial(functional.linear, x), weights, 3)
             cells.append(f"{m}: {ours:.1f}/{times[best]:.1f}({best.block_m}x{best.block_n})/{peer:.1f}")
         print(f"us {n}x{k} chosen/best/cuBLAS  " + "  ".join(cells), flush=True)
 

@@ -18,6 +18,7 @@ import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -151,7 +152,7 @@ def sweep(part: str, n: int, k: int, rows: list[int], tune: bool, channels: Tune
     dense = copies_past_the_cache(stored[False].dequantise(torch.bfloat16))
     for m in rows:
         x = torch.randn(m, k, device="cuda").bfloat16()
-        bf16 = us_per_call(lambda weight, x=x: triton_linear.linear(x, weight), dense)
+        bf16 = us_per_call(partial(triton_linear.linear, x), dense)
         each = ways(m, n, k, tune)
         found = [measure(x, weights[one.in_blocks], one, transposed[one.in_blocks]) for one in each]
         right = [one for one in found if one is not None]

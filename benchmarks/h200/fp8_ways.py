@@ -36,7 +36,7 @@ class Way:
     """One way to multiply: run(x, weight) of rows [M, K]; `rounded` is x as it is multiplied."""
 
     choice: Fp8Choice
-    run: Callable[[Tensor, Fp8Weight | Tensor], Tensor]
+    run: Callable[[Tensor, Fp8Weight], Tensor]
     rounded: Callable[[Tensor], Tensor]
     in_blocks: bool = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from kernel_cases import DEVICE, build, uniform
@@ -16,6 +17,7 @@ from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
+from shoal_engine.layers.gpu_products import Bf16Product
 from shoal_engine.layers.products import DenseProduct
 from shoal_engine.models.llama import Llama
 from shoal_engine.weights import RandomWeights
@@ -93,7 +95,7 @@ def _widened(model: Llama) -> Llama:
             block.mlp.gate_up_proj,
             block.mlp.down_proj,
         ):
-            linear.product = DenseProduct(linear.product.weight.float())
+            linear.product = DenseProduct(cast(Bf16Product, linear.product).weight.float())
     return twin
 
 

@@ -125,7 +125,7 @@ def default_jobs(name: str, rows: Sequence[int]) -> list[Job]:
 
 def shapes_of(decode: FusedDecode) -> dict[str, Shape]:
     layer = decode._layers[0]
-    return {name: tuple(getattr(layer, name).values.shape) for name in NAMES}  # type: ignore[misc]
+    return {name: tuple(getattr(layer, name).values.shape) for name in NAMES}
 
 
 def sweep_jobs(name: str, decode: FusedDecode, rows: int, names: Sequence[str]) -> list[Job]:

@@ -21,7 +21,7 @@ def copies_past_the_cache(tensor: Tensor) -> list[Tensor]:
 
 def us_per_call(call: Callable[[Any], object], inputs: Sequence[Any], replays: int = REPLAYS) -> float:
     """Median microseconds of `call` on one of the inputs, each used once a replay, the gap between kernels included."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call(inputs[0])
@@ -31,9 +31,9 @@ def us_per_call(call: Callable[[Any], object], inputs: Sequence[Any], replays: i
         for one in inputs:
             call(one)
     graph.replay()
-    times = []
+    times: list[float] = []
     for _ in range(replays):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         end.record()

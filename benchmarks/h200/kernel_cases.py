@@ -114,6 +114,13 @@ def random_rows(rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, device=DEVICE, dtype=torch.bfloat16)
 
 
+def head_norms(layout: HeadLayout, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Gains of the queries' and of the keys' norm, or neither."""
+    if not wanted:
+        return None, None
+    return random_rows(1, layout.head_dim)[0], random_rows(1, layout.head_dim)[0]
+
+
 def relative_error(got: Tensor, want: Tensor) -> float:
     """||got - want|| / ||want||; NaN never passes a comparison."""
     return float((got.float() - want.float()).norm() / want.float().norm())

@@ -167,11 +167,11 @@ def _attention(
     name = f"{case.name} {layout} cache {cache.dtype} block {block_tokens} {scale}"
     qkv = torch.randn(case.tokens, layout.qkv_size, device=DEVICE, dtype=dtype)
     rope = rope_table(max(case.contexts), layout.head_dim)
-    norms = [torch.randn(layout.head_dim, device=DEVICE, dtype=dtype) for _ in range(2)]
+    q_norm, k_norm = (torch.randn(layout.head_dim, device=DEVICE, dtype=dtype) for _ in range(2))
     twin_cache, new_cache = cache.clone(), cache.clone()
     with poisoned_outputs():
-        q = kernels.rotate_and_store(qkv, layout, rope, batch, cache, *norms)
-    want = TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache, *norms)
+        q = kernels.rotate_and_store(qkv, layout, rope, batch, cache, q_norm, k_norm)
+    want = TWIN.rotate_and_store(qkv, layout, rope, batch, twin_cache, q_norm, k_norm)
     wide, twin_wide = cache.float().nan_to_num(9.0), twin_cache.float().nan_to_num(9.0)
     yield f"q of {name}", relative_error(q, want), TOLERANCE[dtype]
     # Sums that differ in their last bit may be rounded to another float8.
@@ -189,7 +189,7 @@ def _attention(
     yield f"worst of {name}", float((got[:rows].float() - want).abs().max()), 2e-2
     yield f"padding of {name}", float(not bool((got[rows:] == 0).all())), 0.0
     yield f"rerun of {name}", float(not torch.equal(got, again)), 0.0
-    heads = HeadInput(rope, *norms)
+    heads = HeadInput(rope, q_norm, k_norm)
     with poisoned_outputs():
         both = [kernels.attend_new(qkv, layout, heads, batch, new_cache, scale) for _ in range(2)]
     yield f"both at once of {name}", relative_error(both[0][:rows], want), TOLERANCE[dtype]
@@ -238,12 +238,12 @@ def poisoned_outputs() -> Iterator[None]:
     def poisoned(tensor: Tensor) -> Tensor:
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
-    Tensor.new_empty = lambda *a, **k: poisoned(new_empty(*a, **k))
+    Tensor.new_empty = lambda *a, **k: poisoned(new_empty(*a, **k))  # type: ignore[method-assign]
     torch.empty_like = lambda *a, **k: poisoned(empty_like(*a, **k))
     try:
         yield
     finally:
-        Tensor.new_empty, torch.empty_like = new_empty, empty_like
+        Tensor.new_empty, torch.empty_like = new_empty, empty_like  # type: ignore[method-assign]
 
 
 GROUPS: dict[str, Callable[[], Jobs]] = {

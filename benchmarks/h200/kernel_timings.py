@@ -6,7 +6,7 @@ of an H200), prefills multiply the visible pairs at 789 TFLOP/s. A launch alone 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from kernel_cases import (
     build,
     chunk,
     fresh,
+    head_norms,
     random_caches,
     random_rows,
     relative_error,
@@ -71,7 +72,7 @@ PREFILL_TILINGS = [
 class Prepared:
     """calls: the same work on inputs that no cache holds together."""
 
-    calls: list[Callable[[], Tensor]]
+    calls: Sequence[Callable[[], Tensor]]
     limit_us: float
     error: Callable[[], float]
 
@@ -187,8 +188,9 @@ def _rows(case: Case, layout: HeadLayout, block_tokens: int, has_norm: bool, dty
     num_bytes = case.kv_bytes(layout, dtype.itemsize)
     caches = random_caches(_copies(num_bytes), num_blocks, layout, block_tokens, dtype)
     qkv, scale = random_rows(case.tokens, layout.qkv_size), AttentionScale(layout.head_dim**-0.5)
-    norms = [random_rows(1, layout.head_dim)[0] for _ in range(2)] if has_norm else [None, None]
-    heads, kernels = HeadInput(rope_table(max(case.contexts), layout.head_dim), *norms), CudaKernels()
+    q_norm, k_norm = head_norms(layout, has_norm)
+    heads = HeadInput(rope_table(max(case.contexts), layout.head_dim), q_norm, k_norm)
+    kernels = CudaKernels()
 
     def error() -> float:
         got = kernels.attend_new(qkv, layout, heads, batch, caches[0], scale)
@@ -203,17 +205,17 @@ def _rotation(rows: int, layout: HeadLayout, has_norm: bool, block_tokens: int) 
     batch, num_blocks = build(fresh(1, rows), block_tokens)
     cache, twin_cache = random_caches(2, num_blocks, layout, block_tokens)
     rope = rope_table(rows, layout.head_dim)
-    norms = [random_rows(1, layout.head_dim)[0] for _ in range(2)] if has_norm else []
+    q_norm, k_norm = head_norms(layout, has_norm)
     inputs = [random_rows(rows, layout.qkv_size) for _ in range(_copies(num_bytes))]
 
     def error() -> float:
-        got = kernels.rotate_and_store(inputs[0], layout, rope, batch, cache, *norms)
-        want = TWIN.rotate_and_store(inputs[0], layout, rope, batch, twin_cache, *norms)
+        got = kernels.rotate_and_store(inputs[0], layout, rope, batch, cache, q_norm, k_norm)
+        want = TWIN.rotate_and_store(inputs[0], layout, rope, batch, twin_cache, q_norm, k_norm)
         at = batch.tables[0, : rows // block_tokens].long()
         cached = relative_error(cache[at], twin_cache[at]) if len(at) else 0.0
         return max(relative_error(got, want), cached)
 
-    calls = [partial(kernels.rotate_and_store, x, layout, rope, batch, cache, *norms) for x in inputs]
+    calls = [partial(kernels.rotate_and_store, x, layout, rope, batch, cache, q_norm, k_norm) for x in inputs]
     return Prepared(calls, num_bytes / COPY_RATE * 1e6, error)
 
 

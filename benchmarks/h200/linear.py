@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,7 +97,7 @@ def measure(
             if not error <= WORST_ERROR or not torch.equal(first, again):
                 print(f"WRONG {one} rows {x.shape[0]} {list(weights[0].shape)}: {error:.1e}", flush=True)
                 continue
-            times.append((us_per_call(lambda weight, one=one: run(x, weight, scale, one), weights), one))
+            times.append((us_per_call(partial(run, x, scale=scale, choice=one), weights), one))
         except NoSuchAlgorithm:
             continue
         except Exception as error:

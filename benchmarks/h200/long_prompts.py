@@ -27,6 +27,7 @@ from kernel_cases import (
     Case,
     build,
     fresh,
+    head_norms,
     random_caches,
     random_rows,
     relative_error,
@@ -63,7 +64,7 @@ class Step:
         self.batch, blocks = build(case, BLOCK_TOKENS)
         self.cache, self.twin_cache = random_caches(2, blocks, layout, BLOCK_TOKENS)
         self.rope = rope_table(max(case.contexts), layout.head_dim)
-        self.norms = [random_rows(1, layout.head_dim)[0] if has_norm else None for _ in range(2)]
+        self.norms = head_norms(layout, has_norm)
         self.qkv = random_rows(case.tokens, layout.qkv_size)
         self.keys = random_rows(case.tokens, layout.kv_size).view(-1, layout.num_kv_heads, layout.head_dim)
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,8 +88,8 @@ class Space:
     @classmethod
     def of(cls, model: str, rows: int, device: str) -> Space:
         products, width = SHAPES[model], SHAPES[model][0].k
-        like = {"dtype": torch.bfloat16, "device": device}
-        numbers = {"dtype": torch.float32, "device": device}
+        like: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
+        numbers: dict[str, Any] = {"dtype": torch.float32, "device": device}
         squares = width // 64
         stream = Stream(
             torch.empty((rows, width), **like).normal_(), torch.empty((rows, width), **like).normal_(),
@@ -219,7 +220,7 @@ def measure(
                     errors(product, tile, Space.of(model, odd, "cuda"), weights[0])
                     for odd in ODD[row_block(rows)]
                 )
-            us = us_per_call(lambda one, tile=tile: call(product, tile, space, one), weights, 5)
+            us = us_per_call(partial(call, product, tile, space), weights, 5)
             found.append((us, error, tile))
         except Exception as failure:
             print(f"  {tile}: {type(failure).__name__} {str(failure)[:150]}", flush=True)

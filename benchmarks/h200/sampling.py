@@ -24,9 +24,9 @@ from shoal_engine.kernels.triton_sampling import SamplingSpace, sample
 
 
 def eager_us(call: Callable[[], object]) -> float:
-    times = []
+    times: list[float] = []
     for _ in range(12):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         start.record()
         call()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,7 +56,7 @@ CASES = [
 ]
 
 
-def parameters(rows: int, vocab: int, options: dict[str, float]) -> RowParameters:
+def parameters(rows: int, vocab: int, options: Mapping[str, float]) -> RowParameters:
     keys = np.array([key_of(row) for row in range(rows)], dtype=np.uint64).view(np.int64)
     one = RowParameters(
         torch.full((rows,), options.get("temperature", 1.0)),

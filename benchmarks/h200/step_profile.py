@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from cases import Bench
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, but torch re-exports it unmarked
 from torch.profiler import ProfilerActivity, profile
 
 SETTLING_STEPS = 4

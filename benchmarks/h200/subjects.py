@@ -5,7 +5,7 @@ Product code never imports vLLM; this file does so only when it was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class Vllm:
                 yield Advance(output.request_id, tokens, (output.num_cached_tokens or 0) if is_first else 0)
 
 
-SUBJECTS = {"shoal": Shoal, "vllm": Vllm}
+SUBJECTS: dict[str, Callable[[Path, dict[str, Any]], Subject]] = {"shoal": Shoal, "vllm": Vllm}
 # What both engines call the same. Everything else is Shoal's own and leaves vLLM at its defaults.
 SHARED_OPTIONS = frozenset({"quantization", "kv_cache_dtype", "max_model_len", "gpu_memory_utilization"})
 

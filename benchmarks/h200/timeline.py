@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,10 @@ class Advance(NamedTuple):
 
 class Subject(Protocol):
     """An engine under measurement. `step` returns its outputs as they are; `advances` reads them afterwards."""
+
+    @property
+    def load_seconds(self) -> Mapping[str, float]:
+        """Of each phase of its start; empty when the engine does not tell."""
 
     def add(self, job: Job) -> None: ...
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "engine"), str(ROOT / "crds")]
 
 import torch  # noqa: E402
-from builders import TINY, greedy, prompts, save_tiny  # noqa: E402
+from builders import TINY, greedy, prompts, save_tiny  # type: ignore[import-not-found]  # noqa: E402  # of tests/
 
 from shoal_engine import LLM, SamplingParams  # noqa: E402
 from shoal_engine.messages import Submit  # noqa: E402
@@ -78,7 +78,8 @@ def ways(dtype: str) -> dict[str, tuple[dict[str, Any], Callable[[LLM, Tokens], 
 def tight_cache_bytes(config: Any) -> int:
     """Room for one request of 128 tokens and a few of the others, so that requests are preempted."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 18 * 16 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
+    num_bytes: int = 18 * 16 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
+    return num_bytes
 
 
 def differences(model: Any, texts: Tokens, expected: Tokens, got: Tokens, exact: bool) -> list[str]:

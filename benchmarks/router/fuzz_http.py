@@ -21,7 +21,7 @@ from itertools import pairwise
 from math import inf
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-untyped, unused-ignore]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("build/compiled",) if "--compiled" in sys.argv else ("crds", "router")  # needed before imports

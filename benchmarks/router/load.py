@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import httptools
@@ -113,7 +114,7 @@ async def closed_loop(
     done = 0
     running = True
 
-    def again(client: Client) -> None:
+    def again(client: Client, tail: bytes) -> None:
         nonlocal done
         done += 1
         if running:
@@ -121,7 +122,7 @@ async def closed_loop(
 
     clients = [await connect(ports[i % len(ports)]) for i in range(connections)]
     for client in clients:
-        client.on_done = lambda tail, client=client: again(client)
+        client.on_done = partial(again, client)
         client.on_failed = lambda why: print(f"  a client stops: {why}", flush=True)
         client.send(requests[0])
     await asyncio.sleep(0.3)
@@ -154,9 +155,13 @@ async def streams(
 ) -> list[Slice]:
     """`count` streams at once, begun one after the other, in ten slices; their requests are events, one to a chunk."""
     request = chat("stream", stream=True, max_tokens=chunks)
+
+    def again(client: Client, tail: bytes) -> None:
+        client.send(request)
+
     clients = [await connect(port) for _ in range(count)]
     for client in clients:
-        client.on_done = lambda tail, client=client: client.send(request)
+        client.on_done = partial(again, client)
         client.send(request)
         await asyncio.sleep(0.5 / count)
     await asyncio.sleep(0.3)

@@ -84,6 +84,7 @@ class OpenTenant:
     def __init__(self, port: int, request: Callable[[random.Random], bytes], seed: int) -> None:
         self.outcomes = Outcomes()
         self.idle: list[OpenClient] = []
+        self.ended: Callable[[OpenClient], None] = self.idle.append  # called when a reply is complete
         self.measuring = True
         self._port = port
         self._request = request
@@ -104,20 +105,16 @@ class OpenTenant:
 
     async def saturate(self, connections: int, seconds: float) -> float:
         """So many clients, each sending on a reply; returns requests per second after the first few seconds."""
-        self.ended = lambda client: client.send(self._request(self._rng))  # type: ignore[method-assign]
+        self.ended = lambda client: client.send(self._request(self._rng))
         for _ in range(connections):
             self._send()
         await asyncio.sleep(WARM_UP_S)
         before, start = self.outcomes.completed, time.perf_counter()
         await asyncio.sleep(seconds)
         rate = (self.outcomes.completed - before) / (time.perf_counter() - start)
-        self.ended = self.idle.append  # type: ignore[method-assign]
+        self.ended = self.idle.append
         await asyncio.sleep(WARM_UP_S)
         return rate
-
-    def ended(self, client: OpenClient) -> None:
-        """A reply is complete."""
-        self.idle.append(client)
 
     async def close(self) -> None:
         await asyncio.gather(*self._opening, return_exceptions=True)

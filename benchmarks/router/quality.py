@@ -79,9 +79,13 @@ class Play:
             if counted:
                 self.outcome.first_token_ms.append(1000 * (time.perf_counter() - sent))
 
+        def failed(why: str) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
         client.on_first = first
         client.on_done = ended.set_result
-        client.on_failed = lambda why: ended.done() or ended.set_result(None)
+        client.on_failed = failed
         client.send(chat(turn.prompt, stream=True, max_tokens=turn.output_tokens))
         tail = await ended
         if tail is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from functools import partial
 
 import uvloop
 from simulated_http import Connection
@@ -20,7 +21,7 @@ async def serve(ports: list[int], grpc_ports: list[int], speed: Speed) -> None:
     loop = asyncio.get_running_loop()
     for i, port in enumerate(ports):
         engine = Engine(speed, grpc_ports[i] if grpc_ports else 0)
-        await loop.create_server(lambda engine=engine: Connection(engine), "127.0.0.1", port, backlog=4096)
+        await loop.create_server(partial(Connection, engine), "127.0.0.1", port, backlog=4096)
         if engine.grpc_port:
             await serve_state(engine)
     print("ready", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from struct import unpack
+from typing import cast
 
 import httptools
 import msgspec
@@ -43,7 +44,7 @@ class Connection(asyncio.Protocol):
         self.sequence: Sequence | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.sequence is not None:

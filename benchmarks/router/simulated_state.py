@@ -71,7 +71,7 @@ class State(rpc.EngineStateServicer):
 async def serve_state(engine: Engine) -> None:
     """Push the engine's state on its gRPC port."""
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    rpc.add_EngineStateServicer_to_server(State(engine), server)
+    rpc.add_EngineStateServicer_to_server(State(engine), server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"127.0.0.1:{engine.grpc_port}")
     await server.start()
     engine.state = server  # gRPC ends a server that nobody refers to

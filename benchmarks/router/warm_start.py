@@ -54,7 +54,7 @@ def api(argv: Sequence[str], log: str) -> int:
 
     os.setsid()
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    engine_child.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None)  # type: ignore[assignment]
+    engine_child.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None)  # type: ignore[assignment, attr-defined]
     return serve.main(argv)
 
 
