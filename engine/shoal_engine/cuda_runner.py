@@ -49,7 +49,7 @@ class CudaRunner(Runner):
         self._graphs = StepGraphs(model, kernels, cache, layout, space, max_model_len, fused)
 
     def record_graphs(self, max_rows: int) -> None:
-        """Record some common steps, of up to so many decodes; `prepare` adds others, or that they were needed a few times."""
+        """Record some common steps, of up to so many decodes. Others follow by `prepare`, or once they were needed often."""
         self._graphs.record_first(max_rows)
 
     def prepare(self) -> bool:

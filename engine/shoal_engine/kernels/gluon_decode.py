@@ -11,25 +11,23 @@ there before the wait for QKV. The new token joins at the end and never passes t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from shoal_engine.kernels.fused_tiles import AttentionTile
 from shoal_engine.kernels.gluon_heads import FLOAT8, as_cached, rotated
+from shoal_engine.kernels.gluon_jit import barrier, jit, jit_once
 from shoal_engine.kernels.gluon_softmax import HEADS, HIDDEN, added, all_pieces, joined, normalised
-from shoal_engine.kernels.gluon_tiles import TOKENS, in_order, load_tokens, span, turned, value_bases
+from shoal_engine.kernels.gluon_tiles import TOKENS, in_order, load_tokens, turned, value_bases
 from shoal_engine.kernels.gluon_words import numbers
 from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout
-from shoal_engine.kernels.triton_decode import LOG2_E, DecodeWorkspace
-from shoal_engine.kernels.triton_decode_plan import DecodePlan
+from shoal_engine.kernels.triton_decode import DecodeWorkspace
+from shoal_engine.kernels.triton_decode_plan import DecodePlan, worker_share, worker_span
+from shoal_engine.kernels.triton_fused_attention import row_arguments
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options
 
 _DIMS = (64, 128)
@@ -38,16 +36,21 @@ _REGISTERS = {1: 128, 2: 168}
 _PROCESSOR_REGISTERS = 65536
 _TILE_TOKENS = 64  # of the plan's tiles: what a cut request is cut at
 
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
-_jit_once: Callable[[Callable[..., Any]], Any] = gluon.jit(do_not_specialize=[
-    "tables", "context_lens", "positions", "slots", "table_stride", "window", "num_requests", "workers", "fresh",
-])  # fmt: skip
 
-# Up to Triton 3.6 it has another name.
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+@jit
+def _both(  # type: ignore[no-untyped-def]
+    key_words, value_words, table, begin, from_token, to_token, block_words, row_words: gl.constexpr,
+    block_tokens: gl.constexpr, warps: gl.constexpr, word_layout: gl.constexpr, value_layout: gl.constexpr,
+):  # fmt: skip
+    """Keys and values of the tokens from `begin`."""
+    key = load_tokens(key_words, table, begin, from_token, to_token, block_words, row_words, block_tokens, warps,
+                      word_layout)  # fmt: skip
+    value = load_tokens(value_words, table, begin, from_token, to_token, block_words, row_words, block_tokens, warps,
+                        value_layout)  # fmt: skip
+    return key, value
 
 
-@_jit
+@jit
 def _walk(  # type: ignore[no-untyped-def]
     queries, key, value, key_words, value_words, table, from_token, first_visible, to_token, block_words, scale_log2,
     block_tokens: gl.constexpr, packed: gl.constexpr, value_piece: gl.constexpr, compute: gl.constexpr,
@@ -88,7 +91,7 @@ def _walk(  # type: ignore[no-untyped-def]
     return sums, top, weight
 
 
-@_jit
+@jit
 def _leave(  # type: ignore[no-untyped-def]
     target, total, top, weight, piece_sums, piece_stats, arrivals, worker, head, start, end, share,
     num_kv_heads: gl.constexpr, group: gl.constexpr, flat: gl.constexpr,
@@ -112,7 +115,7 @@ def _leave(  # type: ignore[no-untyped-def]
         stats = piece_stats + piece * (2 * group) + h
         gl.store(stats, top, mask=h < group)
         gl.store(stats + group, weight, mask=h < group)
-        _barrier()  # all threads' stores come before the one thread's release below
+        barrier()  # all threads' stores come before the one thread's release below
         counter = arrivals + first_worker * num_kv_heads + head
         if gl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == pieces - 1:
             nothing = gl.zeros_like(top)
@@ -124,7 +127,9 @@ def _leave(  # type: ignore[no-untyped-def]
             gl.store(counter, 0)
 
 
-@_jit_once
+@jit_once(
+    "tables", "context_lens", "positions", "slots", "table_stride", "window", "num_requests", "workers", "fresh"
+)  # fmt: skip
 def _decode_rows(  # type: ignore[no-untyped-def]
     qkv, cache, tables, context_lens, positions, slots, rope_table, q_gain, k_gain, line, piece_sums, piece_stats,
     arrivals, out, block_stride, table_stride, num_requests, workers, scale_log2, window, eps, fresh,
@@ -154,14 +159,8 @@ def _decode_rows(  # type: ignore[no-untyped-def]
     # The device widens float8 to float16 at once.
     compute: gl.constexpr = gl.float16 if dtype == FLOAT8 else dtype
     head, worker = gl.program_id(0), gl.program_id(1)
-    share, first_request = gl.load(line), gl.load(line + 2 + worker)
-    tile = worker * share
-    last_tile = gl.minimum(tile + share, gl.load(line + 1))
     starts = line + 2 + workers
-    # The worker after begins where this one ends, perhaps inside the same request.
-    bound = gl.load(line + 3 + worker, mask=worker + 1 < workers, other=0)
-    bound += (gl.load(starts + bound) < last_tile).to(gl.int32)
-    bound = gl.where(worker + 1 < workers, bound, num_requests)
+    share, tile, last_tile, first_request, bound = worker_share(line, worker, workers, num_requests)
     side_stride: gl.constexpr = num_kv_heads * block_tokens * head_dim
     qkv_heads: gl.constexpr = (group + 2) * num_kv_heads
     keys = cache + head * (block_tokens * head_dim)
@@ -170,13 +169,13 @@ def _decode_rows(  # type: ignore[no-untyped-def]
     block_words = block_stride // packed
     row_words: gl.constexpr = head_dim // packed
     table = tables + first_request.to(gl.int64) * table_stride
-    start, end, stop, length, first_visible, from_token, to_token = span(
+    start, end, stop, length, first_visible, from_token, to_token = worker_span(
         starts, context_lens, first_request, tile, last_tile, window, tile_tokens
     )
-    key = load_tokens(key_words, table, from_token, first_visible, to_token, block_words, row_words, block_tokens, warps,
-                word_layout)  # fmt: skip
-    value = load_tokens(value_words, table, from_token, first_visible, to_token, block_words, row_words, block_tokens, warps,
-                    value_layout)  # fmt: skip
+    key, value = _both(
+        key_words, value_words, table, from_token, first_visible, to_token, block_words, row_words, block_tokens, warps,
+        word_layout, value_layout,
+    )  # fmt: skip
     h = gl.arange(0, HEADS, layout=gl.SliceLayout(1, heads_layout))
     d = gl.arange(0, head_dim, layout=gl.SliceLayout(0, heads_layout))
     half: gl.constexpr = head_dim // 2
@@ -238,13 +237,13 @@ def _decode_rows(  # type: ignore[no-untyped-def]
         tile = stop
         request += 1
         table += table_stride
-        start, end, stop, length, first_visible, from_token, to_token = span(
+        start, end, stop, length, first_visible, from_token, to_token = worker_span(
             starts, context_lens, request, tile, last_tile, window, tile_tokens
         )
-        key = load_tokens(key_words, table, from_token, first_visible, to_token, block_words, row_words, block_tokens, warps,
-                    word_layout)  # fmt: skip
-        value = load_tokens(value_words, table, from_token, first_visible, to_token, block_words, row_words, block_tokens,
-                        warps, value_layout)  # fmt: skip
+        key, value = _both(
+            key_words, value_words, table, from_token, first_visible, to_token, block_words, row_words, block_tokens, warps,
+            word_layout, value_layout,
+        )  # fmt: skip
 
 
 def serves(layout: HeadLayout, scale: AttentionScale, dtype: torch.dtype, device: torch.device) -> bool:
@@ -288,10 +287,7 @@ def attend_rows(
     piece = min(4, layout.head_dim // packed // 8)  # words of a token that one of 8 threads loads at once
     of_thread, of_lanes, of_warps = value_bases(layout.head_dim // packed, piece, tile.warps)
     _decode_rows[(layout.num_kv_heads, plan.workers)](
-        qkv, cache, batch.tables, batch.context_lens, batch.positions, batch.slots, heads.rope_table,
-        heads.q_gain if has_norm else qkv, heads.k_gain if has_norm else qkv, plan.line, workspace.sums,
-        workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0), batch.num_requests, plan.workers,
-        scale.scale * LOG2_E, scale.window or 2**30, heads.eps, int(fresh),
+        *row_arguments(qkv, batch, cache, scale, heads, plan, workspace, out), int(fresh),
         num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim, block_tokens=batch.block_tokens,
         warps=tile.warps, tile_tokens=plan.tile_tokens, packed=packed, value_piece=piece * packed,
         of_thread=of_thread, of_lanes=of_lanes, of_warps=of_warps, has_norm=has_norm, overlap=overlap,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
+from shoal_engine.kernels.gluon_jit import jit
 
 
-@_jit
+@jit
 def constants_of(scale, bias, gain, rows, n, scaled: gl.constexpr, biased: gl.constexpr, adds: gl.constexpr):  # type: ignore[no-untyped-def]
     """What an epilogue reads of the weights, [rows] float32 each."""
     row = gl.minimum(rows, n - 1)
@@ -26,7 +22,7 @@ def constants_of(scale, bias, gain, rows, n, scaled: gl.constexpr, biased: gl.co
     return scales, biases, gains
 
 
-@_jit
+@jit
 def _scale(total, rstd, constants, normed: gl.constexpr, scaled: gl.constexpr, biased: gl.constexpr):  # type: ignore[no-untyped-def]
     if scaled:
         total *= constants[0][:, None]
@@ -37,7 +33,7 @@ def _scale(total, rstd, constants, normed: gl.constexpr, scaled: gl.constexpr, b
     return total
 
 
-@_jit
+@jit
 def finish(  # type: ignore[no-untyped-def]
     total, rstd, constants, constants_up, before, hidden, out, next_squares, tile, rows, cols, place, m, n,
     normed: gl.constexpr, gated: gl.constexpr, scaled: gl.constexpr, biased: gl.constexpr, adds: gl.constexpr,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+from shoal_engine.kernels.gluon_jit import jit
 
 FLOAT8 = gl.constexpr(gl.float8e4nv)
 _LARGEST = gl.constexpr(448.0)  # in float8_e4m3; it has no infinity
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
 
 
-@_jit
+@jit
 def rotated(  # type: ignore[no-untyped-def]
     own, partner, gain, partner_gain, cos, sin, eps, head_dim: gl.constexpr, axis: gl.constexpr, has_norm: gl.constexpr
 ):  # fmt: skip
@@ -30,7 +27,7 @@ def rotated(  # type: ignore[no-untyped-def]
     return (x * cos + y * sin).to(dtype)
 
 
-@_jit
+@jit
 def as_cached(x, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
     if dtype == FLOAT8:
         return gl.minimum(gl.maximum(x.to(gl.float32), -_LARGEST), _LARGEST).to(dtype)

@@ -8,35 +8,30 @@ meet in another order than K's, which a sum does not mind. Launched by `triton_f
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from shoal_engine.kernels.fused_tiles import NarrowTile, row_block
 from shoal_engine.kernels.gluon_epilogue import constants_of, finish
+from shoal_engine.kernels.gluon_jit import jit, jit_once
 from shoal_engine.kernels.gluon_words import halves, numbers
 from shoal_engine.kernels.gpu import kind_of
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, Stream
 
 _MOST_REGISTERS = 248
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
-_jit_once: Callable[[Callable[..., Any]], Any] = gluon.jit(do_not_specialize=["m", "n", "num_squares"])
 
 
-@_jit
+@jit
 def _with(values, value):  # type: ignore[no-untyped-def]
     return values + (value,)  # noqa: RUF005 (Triton knows no starred tuple)
 
 
-@_jit
+@jit
 def _weights(  # type: ignore[no-untyped-def]
     weight, tile, n, start, k: gl.constexpr, block_n: gl.constexpr, chunk: gl.constexpr, warps: gl.constexpr,
     packed: gl.constexpr, gated: gl.constexpr, even: gl.constexpr, layout: gl.constexpr,
@@ -59,7 +54,7 @@ def _weights(  # type: ignore[no-untyped-def]
     return gl.load(first + (row * pitch + warp * (pitch // warps) + inner), eviction_policy="evict_first")
 
 
-@_jit
+@jit
 def _inputs(  # type: ignore[no-untyped-def]
     x, m, start, k: gl.constexpr, block_m: gl.constexpr, chunk: gl.constexpr, warps: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
@@ -70,12 +65,12 @@ def _inputs(  # type: ignore[no-untyped-def]
     return gl.load(x + start // 2 + (gl.minimum(col, m - 1) * (k // 2) + warp * (k // warps // 2) + inner))
 
 
-@_jit
+@jit
 def _first_operand(words, packed: gl.constexpr, layout: gl.constexpr):  # type: ignore[no-untyped-def]
     return gl.convert_layout(numbers(words, packed, gl.bfloat16), layout, assert_trivial=True)
 
 
-@_jit
+@jit
 def _second_operand(words, layout: gl.constexpr):  # type: ignore[no-untyped-def]
     shape: gl.constexpr = words.shape
     low, high = halves(words, gl.bfloat16)
@@ -83,7 +78,7 @@ def _second_operand(words, layout: gl.constexpr):  # type: ignore[no-untyped-def
     return gl.convert_layout(both, layout, assert_trivial=True)
 
 
-@_jit
+@jit
 def _multiply_add(  # type: ignore[no-untyped-def]
     w, v, accs, turn: gl.constexpr, packed: gl.constexpr, width: gl.constexpr, mma: gl.constexpr
 ):
@@ -100,7 +95,7 @@ def _multiply_add(  # type: ignore[no-untyped-def]
     return added
 
 
-@_jit
+@jit
 def _sum(accs):  # type: ignore[no-untyped-def]
     acc = accs[0]
     for chain in gl.static_range(1, len(accs)):
@@ -108,7 +103,7 @@ def _sum(accs):  # type: ignore[no-untyped-def]
     return acc
 
 
-@_jit_once
+@jit_once("m", "n", "num_squares")
 def _narrow(  # type: ignore[no-untyped-def]
     x, squares, weight, scale, bias, gain, hidden, out, next_squares, eps, m, n, num_squares,
     k: gl.constexpr, block_m: gl.constexpr, block_n: gl.constexpr, chunk: gl.constexpr, head: gl.constexpr,

@@ -5,18 +5,15 @@ A head's state is one warp's, its dims in the warp's lanes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+from shoal_engine.kernels.gluon_jit import jit
 
 HEADS = gl.constexpr(8)  # query heads that share a key: the narrow side of an m16n8k16 product
 HIDDEN = gl.constexpr(float("-inf"))
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
 
 
-@_jit
+@jit
 def added(sums, tops, weights, heads_layout: gl.constexpr):  # type: ignore[no-untyped-def]
     """sums [P, 8, D] with tops and weights [P, 8] -> sum [8, D], maximum [8], weight [8], a head to a warp."""
     top = gl.max(tops, 0)
@@ -27,7 +24,7 @@ def added(sums, tops, weights, heads_layout: gl.constexpr):  # type: ignore[no-u
     return total, gl.convert_layout(top, of_heads), weight
 
 
-@_jit
+@jit
 def joined(sums, top, weight, more, more_top, more_weight):  # type: ignore[no-untyped-def]
     """Two states [8, D], [8], [8] of one softmax."""
     new_top = gl.maximum(top, more_top)
@@ -36,13 +33,13 @@ def joined(sums, top, weight, more, more_top, more_weight):  # type: ignore[no-u
     return sums * fade[:, None] + more * factor[:, None], new_top, weight * fade + more_weight * factor
 
 
-@_jit
+@jit
 def normalised(total, weight, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
     """The mean [8, D] that the sums of values stand for; 0 of nothing."""
     return (total / gl.where(weight == 0.0, 1.0, weight)[:, None]).to(dtype)
 
 
-@_jit
+@jit
 def all_pieces(  # type: ignore[no-untyped-def]
     state, piece_sums, piece_stats, first_worker, pieces, head, num_kv_heads: gl.constexpr, group: gl.constexpr,
     head_dim: gl.constexpr, warps: gl.constexpr, flat: gl.constexpr, heads_layout: gl.constexpr,

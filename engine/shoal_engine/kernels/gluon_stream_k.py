@@ -6,11 +6,7 @@ all its columns. The fetching goes on across the ends of tiles, while the groups
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
@@ -23,20 +19,16 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from shoal_engine.kernels.gemm_table import GemmChoice
+from shoal_engine.kernels.gluon_jit import barrier, jit, jit_once
 from shoal_engine.kernels.stream_plan import SUM_ROWS, StreamPlan
 
 _SUM_ROWS = gl.constexpr(SUM_ROWS)
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
-_jit_once: Callable[[Callable[..., Any]], Any] = gluon.jit(
-    do_not_specialize=["m", "n", "steps", "tiles_m", "total", "budget", "skew"]
-)
 
-# Up to Triton 3.6 they have other names.
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+# Up to Triton 3.6 it has another name.
 _load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
 
-@_jit
+@jit
 def _advance(step, offset, tile_m, tile_n, steps, tiles_m, skew):  # type: ignore[no-untyped-def]
     """The next step and its tile, by counting: a division costs the one warp that fetches more than a fetch."""
     step += 1
@@ -53,18 +45,18 @@ def _advance(step, offset, tile_m, tile_n, steps, tiles_m, skew):  # type: ignor
     )
 
 
-@_jit
+@jit
 def _inner(step, offset, steps, block_k: gl.constexpr):  # type: ignore[no-untyped-def]
     return gl.where(step + offset >= steps, step + offset - steps, step + offset) * block_k
 
 
-@_jit
+@jit
 def _fetch_rows(x, xs, ready, slot, row, inner, groups: gl.constexpr, tall: gl.constexpr):  # type: ignore[no-untyped-def]
     for group in gl.static_range(groups):
         _load(x, [row + group * tall, inner], ready, xs.index(slot * groups + group))
 
 
-@_jit
+@jit
 def _fetch(  # type: ignore[no-untyped-def]
     x, weight, xs, ws, full, empty, steps, tiles_m, skew, start, end,
     groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, block_k: gl.constexpr, stages: gl.constexpr,
@@ -102,14 +94,14 @@ def _fetch(  # type: ignore[no-untyped-def]
         slot = gl.where(slot == stages, 0, slot)
 
 
-@_jit
+@jit
 def _finish(acc, out, rows, cols, m, n):  # type: ignore[no-untyped-def]
     there = (rows < m)[:, None] & (cols < n)[None, :]
     place = rows.to(gl.int64)[:, None] * n + cols[None, :]
     gl.store(out + place, acc.to(gl.bfloat16), mask=there)
 
 
-@_jit
+@jit
 def _multiply(  # type: ignore[no-untyped-def]
     out, partial, arrivals, xs, ws, full, empty, m, n, steps, tiles_m, budget, program, start, end,
     group: gl.constexpr, groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr,
@@ -147,7 +139,7 @@ def _multiply(  # type: ignore[no-untyped-def]
             part = partial + (edge * groups + group).to(gl.int64) * floats
             place = rows[:, None] * block_n + cols[None, :]
             gl.store(part + place, acc)
-            _barrier()  # every thread's sums are written before one thread says so
+            barrier()  # every thread's sums are written before one thread says so
             gl.atomic_add(arrivals + tile * groups + group, 1, sem="release")
     gdc_launch_dependents()  # earlier, the next kernel's fetches would compete with this one's
     if most_parts > 1:
@@ -161,7 +153,7 @@ def _multiply(  # type: ignore[no-untyped-def]
                 )  # fmt: skip
 
 
-@_jit
+@jit
 def _add_parts(  # type: ignore[no-untyped-def]
     out, partial, arrivals, m, n, steps, tiles_m, budget, program, tile,
     group: gl.constexpr, groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, most_parts: gl.constexpr,
@@ -189,13 +181,13 @@ def _add_parts(  # type: ignore[no-untyped-def]
             acc += gl.load(part, mask=left, other=0.0, cache_modifier=".cg")
         row = tile % tiles_m * (groups * tall) + group * tall
         _finish(acc, out, row + rows, tile // tiles_m * block_n + cols, m, n)
-    _barrier()
+    barrier()
     # Each part counts twice, when written and when added: the last to add leaves zero for the next call.
     if gl.atomic_add(counter, 1, sem="acq_rel") == 2 * parts - 1:
         gl.store(counter, 0)
 
 
-@_jit_once
+@jit_once("m", "n", "steps", "tiles_m", "total", "budget", "skew")
 def _stream(  # type: ignore[no-untyped-def]
     x, weight, out, partial, arrivals, m, n, steps, tiles_m, total, budget, skew,
     groups: gl.constexpr, tall: gl.constexpr, block_n: gl.constexpr, block_k: gl.constexpr,

@@ -7,20 +7,17 @@ where the product wants its numbers, or where it wants them in an order of the d
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from shoal_engine.kernels.gluon_jit import jit
 from shoal_engine.kernels.gluon_softmax import HEADS
 from shoal_engine.kernels.gluon_words import numbers
 
 TOKENS = gl.constexpr(16)  # of a warp at a time
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
 
 
-@_jit
+@jit
 def _places(  # type: ignore[no-untyped-def]
     table, first, tokens, from_token, to_token, block_words, row_words: gl.constexpr, block_tokens: gl.constexpr,
 ):  # fmt: skip
@@ -34,7 +31,7 @@ def _places(  # type: ignore[no-untyped-def]
         return page * block_words + (tokens % block_tokens) * row_words, visible
 
 
-@_jit
+@jit
 def load_tokens(  # type: ignore[no-untyped-def]
     side, table, begin, from_token, to_token, block_words, row_words: gl.constexpr, block_tokens: gl.constexpr,
     warps: gl.constexpr, layout: gl.constexpr,
@@ -49,7 +46,7 @@ def load_tokens(  # type: ignore[no-untyped-def]
     return gl.load(side + place[:, :, None] + word[None, None, :], mask=visible[:, :, None], other=0)
 
 
-@_jit
+@jit
 def turned(words, packed: gl.constexpr, piece: gl.constexpr, dtype: gl.constexpr, layout: gl.constexpr):  # type: ignore[no-untyped-def]
     """Words of values [W, T, D] -> [W, D', T] as first operand, without a thread giving anything away.
 
@@ -64,25 +61,11 @@ def turned(words, packed: gl.constexpr, piece: gl.constexpr, dtype: gl.constexpr
     return gl.convert_layout(value, layout, assert_trivial=True)
 
 
-@_jit
+@jit
 def in_order(sums, head_dim: gl.constexpr, warps: gl.constexpr, piece: gl.constexpr, layout: gl.constexpr):  # type: ignore[no-untyped-def]
     """[W, D', 8] of the product by `turned` values -> [W, 8, D]."""
     sums = gl.reshape(sums, (warps, head_dim // (8 * piece), piece, 8, HEADS))
     return gl.convert_layout(gl.reshape(gl.permute(sums, (0, 4, 1, 3, 2)), (warps, HEADS, head_dim)), layout)
-
-
-@_jit
-def span(starts, context_lens, request, tile, last_tile, window, tile_tokens: gl.constexpr):  # type: ignore[no-untyped-def]
-    """`triton_fused_attention._span`."""
-    live = tile < last_tile
-    start = gl.load(starts + request, mask=live, other=0)
-    end = gl.load(starts + request + 1, mask=live, other=0)
-    length = gl.load(context_lens + request, mask=live, other=0)
-    stop = gl.minimum(last_tile, end)
-    first_visible = gl.maximum(length - window, 0)
-    from_token = (first_visible // tile_tokens + tile - start) * tile_tokens
-    to_token = gl.minimum(from_token + (stop - tile) * tile_tokens, length - 1)
-    return start, end, stop, length, first_visible, from_token, to_token
 
 
 @functools.cache

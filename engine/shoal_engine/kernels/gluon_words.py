@@ -5,13 +5,9 @@ Of a tensor of numbers that it carries a loop keeps each in a register of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-_jit: Callable[[Callable[..., Any]], Any] = gluon.jit
+from shoal_engine.kernels.gluon_jit import jit
 
 # Four float8_e4m3 as two pairs of bfloat16: exponent and mantissa in place, then 2^120 for the exponents' difference.
 _BFLOAT16_PAIRS = gl.constexpr("""
@@ -41,7 +37,7 @@ _FLOAT16_PAIRS = gl.constexpr("""
 """)
 
 
-@_jit
+@jit
 def halves(words, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
     """Each word's two numbers of 16 bits: bfloat16 or float16."""
     if dtype == gl.bfloat16:
@@ -59,7 +55,7 @@ def halves(words, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
         )
 
 
-@_jit
+@jit
 def in_halves(words, packed: gl.constexpr, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
     """words [A, B, C] of `packed` numbers -> words [A, B, C * packed / 2] of two: float8 is widened to `dtype`."""
     if packed == 4:
@@ -72,7 +68,7 @@ def in_halves(words, packed: gl.constexpr, dtype: gl.constexpr):  # type: ignore
         return words
 
 
-@_jit
+@jit
 def numbers(words, packed: gl.constexpr, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
     """words [A, B, C] -> [A, B, C * packed] of `dtype`, 16 bits wide."""
     shape: gl.constexpr = words.shape

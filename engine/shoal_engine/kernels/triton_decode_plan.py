@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal_engine.kernels.interface import AttentionBatch, HeadLayout
-from shoal_engine.kernels.triton_jit import jit_once
+from shoal_engine.kernels.triton_jit import jit, jit_once
 from shoal_engine.kernels.triton_prefix import SharedPrefix
 
 REQUESTS_PER_PASS = 1024
@@ -80,6 +80,40 @@ def _plan_kernel(
         end = tl.load(starts + 1 + request, mask=request < num_requests, other=2147483647)
         first += tl.sum((end[:, None] <= worker[None, :] * share).to(tl.int32), axis=0)
     tl.store(line + 2 + worker, first, mask=worker < workers)
+
+
+@jit
+def worker_share(line, worker, workers, num_requests):  # type: ignore[no-untyped-def]
+    """Tiles of a share; the worker's own first tile and the one after its last; its first request and the one after its last.
+
+    Also called by Gluon kernels, which take a Triton function of single numbers.
+    """
+    share, first_request = tl.load(line), tl.load(line + 2 + worker)
+    tile = worker * share
+    last_tile = tl.minimum(tile + share, tl.load(line + 1))
+    # The worker after begins where this one ends, perhaps inside the same request.
+    bound = tl.load(line + 3 + worker, mask=worker + 1 < workers, other=0)
+    bound += (tl.load(line + 2 + workers + bound) < last_tile).to(tl.int32)
+    return share, tile, last_tile, first_request, tl.where(worker + 1 < workers, bound, num_requests)
+
+
+@jit
+def worker_span(starts, context_lens, request, tile, last_tile, window, tile_tokens: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a worker that stands at `tile`: where its part of `request` ends, and which cached tokens that part is.
+
+    from_token may lie before first_visible, inside the same tile. Past the worker's last tile there are no tokens.
+    """
+    live = tile < last_tile
+    start = tl.load(starts + request, mask=live, other=0)
+    end = tl.load(starts + request + 1, mask=live, other=0)
+    length = tl.load(context_lens + request, mask=live, other=0)
+    stop = tl.minimum(last_tile, end)
+    first_visible = tl.maximum(length - window, 0)
+    from_token = (first_visible // tile_tokens + tile - start) * tile_tokens
+    to_token = tl.minimum(
+        from_token + (stop - tile) * tile_tokens, length - 1
+    )  # the new one is not cached yet
+    return start, end, stop, length, first_visible, from_token, to_token
 
 
 class Tile(Protocol):

@@ -7,6 +7,8 @@ the first tile of keys and values included, is loaded before the wait for QKV. O
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from shoal_engine.kernels.fused_tiles import AttentionTile
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout
 from shoal_engine.kernels.triton_decode import LOG2_E, DecodeWorkspace
-from shoal_engine.kernels.triton_decode_plan import DecodePlan
+from shoal_engine.kernels.triton_decode_plan import DecodePlan, worker_share, worker_span
 from shoal_engine.kernels.triton_fused_heads import as_cached, rotated_heads, rotation
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options, trigger, wait
 from shoal_engine.kernels.triton_fused_merge import merge_pieces
@@ -64,25 +66,6 @@ def _weighted(value, shares, dtype: tl.constexpr, precision: tl.constexpr):  # t
     return tl.dot(value, shares, input_precision=precision)
 
 
-@jit
-def _span(starts, context_lens, request, tile, last_tile, window, tile_tokens: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of a worker that stands at `tile`: where its part of `request` ends, and which cached tokens that part is.
-
-    from_token may lie before first_visible, inside the same tile. Past the worker's last tile there are no tokens.
-    """
-    live = tile < last_tile
-    start = tl.load(starts + request, mask=live, other=0)
-    end = tl.load(starts + request + 1, mask=live, other=0)
-    length = tl.load(context_lens + request, mask=live, other=0)
-    stop = tl.minimum(last_tile, end)
-    first_visible = tl.maximum(length - window, 0)
-    from_token = (first_visible // tile_tokens + tile - start) * tile_tokens
-    to_token = tl.minimum(
-        from_token + (stop - tile) * tile_tokens, length - 1
-    )  # the new one is not cached yet
-    return start, end, stop, length, first_visible, from_token, to_token
-
-
 @jit_once("tables", "context_lens", "positions", "slots", "table_stride", "window", "num_requests", "workers")
 def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     qkv, cache, tables, context_lens, positions, slots, rope_table, q_gain, k_gain, line, piece_sums, piece_stats,
@@ -95,14 +78,8 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     if early:
         trigger(overlap)
     head, worker = tl.program_id(0), tl.program_id(1)
-    share, first_request = tl.load(line), tl.load(line + 2 + worker)
-    tile = worker * share
-    last_tile = tl.minimum(tile + share, tl.load(line + 1))
     starts = line + 2 + workers
-    # The worker after begins where this one ends, perhaps inside the same request.
-    bound = tl.load(line + 3 + worker, mask=worker + 1 < workers, other=0)
-    bound += (tl.load(starts + bound) < last_tile).to(tl.int32)
-    bound = tl.where(worker + 1 < workers, bound, num_requests)
+    share, tile, last_tile, first_request, bound = worker_share(line, worker, workers, num_requests)
     side_stride: tl.constexpr = num_kv_heads * block_tokens * head_dim
     qkv_heads: tl.constexpr = (group + 2) * num_kv_heads
     rows, dims, heads = tl.arange(0, row_block), tl.arange(0, dim_block), tl.arange(0, group_block)
@@ -114,7 +91,7 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
     keys = cache + head * (block_tokens * head_dim)
     values = keys + side_stride
     table = tables + first_request.to(tl.int64) * table_stride
-    start, end, stop, length, first_visible, from_token, to_token = _span(
+    start, end, stop, length, first_visible, from_token, to_token = worker_span(
         starts, context_lens, first_request, tile, last_tile, window, tile_tokens
     )
     live = tile < last_tile
@@ -207,7 +184,7 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
         request += 1
         live = tile < last_tile
         table += table_stride
-        start, end, stop, length, first_visible, from_token, to_token = _span(
+        start, end, stop, length, first_visible, from_token, to_token = worker_span(
             starts, context_lens, request, tile, last_tile, window, tile_tokens
         )
         position = tl.load(positions + request, mask=live, other=0)
@@ -220,6 +197,25 @@ def _fused_attention_kernel(  # type: ignore[no-untyped-def]
                           dim_block, tile_tokens, True)  # fmt: skip
     if not early:
         trigger(overlap)
+
+
+def row_arguments(
+    qkv: Tensor,
+    batch: AttentionBatch,
+    cache: Tensor,
+    scale: AttentionScale,
+    heads: HeadInput,
+    plan: DecodePlan,
+    workspace: DecodeWorkspace,
+    out: Tensor,
+) -> tuple[Any, ...]:
+    """What this kernel and `gluon_decode`'s take first, in their order. Gains that are not there point at qkv."""
+    return (
+        qkv, cache, batch.tables, batch.context_lens, batch.positions, batch.slots, heads.rope_table,
+        qkv if heads.q_gain is None else heads.q_gain, qkv if heads.k_gain is None else heads.k_gain, plan.line,
+        workspace.sums, workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0),
+        batch.num_requests, plan.workers, scale.scale * LOG2_E, scale.window or 2**30, heads.eps,
+    )  # fmt: skip
 
 
 def attend_rows(
@@ -240,11 +236,7 @@ def attend_rows(
     group_block, dim_block = triton.next_power_of_2(group), max(16, triton.next_power_of_2(layout.head_dim))
     has_norm = heads.q_gain is not None
     _fused_attention_kernel[(layout.num_kv_heads, plan.workers)](
-        qkv, cache, batch.tables, batch.context_lens, batch.positions, batch.slots, heads.rope_table,
-        heads.q_gain if has_norm else qkv, heads.k_gain if has_norm else qkv, plan.line, workspace.sums,
-        workspace.stats, workspace.arrivals, out, cache.stride(0), batch.tables.stride(0), batch.num_requests, plan.workers,
-        scale.scale * LOG2_E,
-        scale.window or 2**30, heads.eps,
+        *row_arguments(qkv, batch, cache, scale, heads, plan, workspace, out),
         num_kv_heads=layout.num_kv_heads, group=group, head_dim=layout.head_dim,
         block_tokens=batch.block_tokens, row_block=max(8, group_block), group_block=group_block,
         dim_block=dim_block, tile_tokens=plan.tile_tokens,
