@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +18,7 @@ from shoal_engine.layers.linear import Linear
 from shoal_engine.layers.products import DenseProduct
 from shoal_engine.models.llama import Llama
 from shoal_engine.weights import RandomWeights
+from tests.engine.kernels.compiled_elsewhere import compiled
 from tests.engine.kernels.paged_batches import attention_batch, filled_cache, poison_outputs, without_padding
 
 SMALL = ModelConfig(
@@ -213,15 +209,6 @@ def test_a_second_step_finds_the_counters_at_zero() -> None:
     fused = fuse(model, 2, ProductTile(block_n=32, block_k=32, parts=2), workers=4)
     for _ in range(2):
         check(model, fused, [50, 30])
-
-
-def compiled(script: str) -> list[Any]:
-    """What a process without the interpreter tells of kernels that it compiles."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    process = [sys.executable, "-c", script]
-    done = subprocess.run(process, env=environment, capture_output=True, text=True, check=True)
-    told: list[Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
 
 
 def test_products_fit_the_shared_memory_of_a_card_without_the_narrow_kernel() -> None:

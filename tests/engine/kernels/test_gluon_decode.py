@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ from shoal_engine.kernels import gluon_decode
 from shoal_engine.kernels.gluon_decode import serves, tile_for
 from shoal_engine.kernels.gluon_tiles import value_bases
 from shoal_engine.kernels.interface import AttentionScale, HeadLayout
+from tests.engine.kernels.compiled_elsewhere import compiled
 
 # Compiled for Hopper in a process without the interpreter: both caches, and pages shorter than what a warp takes.
 COMPILE = """
@@ -57,10 +54,7 @@ print(json.dumps(told))
 
 
 def test_the_first_tokens_are_on_their_way_before_the_wait() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    process = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(process, env=environment, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = compiled(COMPILE)
     assert {build["name"] for build in told} == {"_decode_rows", "_plan_kernel"}  # nothing rotates beside it
     kernels = [build for build in told if build["name"] == "_decode_rows"]
     assert len(kernels) == 3
