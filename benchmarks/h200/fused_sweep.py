@@ -17,7 +17,7 @@ from fused_models import Case, first_layers, fused, random_case, random_model
 from graph_clock import us_per_call
 from torch import Tensor
 
-from shoal_engine.fused_decode import FusedDecode
+from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
 from shoal_engine.kernels.fused_tiles import GemvTile, ProductTile, row_block
 from shoal_engine.kernels.triton_fused_gemv import multiply_row
 from shoal_engine.kernels.triton_fused_product import multiply_rows
@@ -130,16 +130,19 @@ def shapes_of(decode: FusedDecode) -> dict[str, Shape]:
 
 def sweep_jobs(name: str, decode: FusedDecode, rows: int, names: Sequence[str]) -> list[Job]:
     """Every tile that `descend` tries."""
-    jobs: list[Job] = []
+    products, jobs = decode.products(rows), []
     for which, (n, k) in shapes_of(decode).items():
         if which not in names:
             continue
-        jobs += [(name, rows, which, tile) for tile in tiles_of(which, n, k, rows)]
+        jobs += [(name, rows, which, tile) for tile in tiles_of(products, which, n, k, rows)]
     return jobs
 
 
-def tiles_of(which: str, n: int, k: int, rows: int) -> list[Any]:
-    return list(gemv_tiles(n, k, which == "gate_up") if rows == 1 else product_tiles(n, k, rows))
+def tiles_of(products: RowTiles | RowsTiles, which: str, n: int, k: int, rows: int) -> list[Any]:
+    """For the kernels that multiply one row, or more."""
+    if isinstance(products, RowTiles):
+        return list(gemv_tiles(n, k, which == "gate_up"))
+    return list(product_tiles(n, k, rows))
 
 
 def graph_us(step: Callable[[], Any], replays: int = 9) -> float:
@@ -158,7 +161,7 @@ def descend(
     for name in names:
         products, shape = decode.products(rows), shapes_of(decode)[name]
         current, tried = getattr(products, name), []
-        for tile in tiles_of(name, *shape, rows):
+        for tile in tiles_of(products, name, *shape, rows):
             if time.monotonic() > deadline:
                 print("out of time")
                 break
@@ -174,7 +177,7 @@ def descend(
         decode.use(rows, replace(products, **{name: current}))
         shown = "; ".join(f"{us:.0f} {astuple(tile)}" for us, tile in tried[:4])
         print(f"  {name:9} {best:7.0f} us with {astuple(current)} | {shown}", flush=True)
-        found[*shape, row_block(rows) if rows > 1 else 1] = astuple(current)
+        found[*shape, 1 if isinstance(products, RowTiles) else row_block(rows)] = astuple(current)
     return found
 
 
@@ -191,7 +194,7 @@ def kernel_us(case: Case, decode: FusedDecode) -> dict[str, float]:
         def chain() -> None:
             for layer in decode_layers:
                 weight, tile = getattr(layer, name), getattr(tiles, name)
-                if rows == 1:
+                if isinstance(tiles, RowTiles):
                     multiply_row(x, weight, out, tile, overlap, norm if normed else None, gated, adds)
                 else:
                     multiply_rows(

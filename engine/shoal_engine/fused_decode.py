@@ -43,7 +43,7 @@ _MAX_FLOAT8 = 2**24
 
 @dataclass(frozen=True, slots=True)
 class RowTiles:
-    """Of a step of one row."""
+    """Of a step of one row where no narrow tiles run."""
 
     qkv: GemvTile
     output: GemvTile
@@ -53,7 +53,7 @@ class RowTiles:
 
 @dataclass(frozen=True, slots=True)
 class RowsTiles:
-    """Of a step of 2 rows and more."""
+    """Of a step of 2 rows and more; of one row, narrow ones alone."""
 
     qkv: ProductTile | NarrowTile
     output: ProductTile | NarrowTile
@@ -118,18 +118,19 @@ class FusedDecode:
     def products(self, rows: int) -> RowTiles | RowsTiles:
         """The tiles that steps of `rows` multiply with."""
         if rows not in self._products:
-            layer = self._layers[0]
-            weights = [w.values for w in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-            shapes = [weight.shape for weight in weights]
-            narrow = all(weight.element_size() <= 2 for weight in weights) and gluon_narrow.runs_on(
-                self._embedding.device, self._embedding.dtype
-            )
-            self._products[rows] = (
-                RowTiles(*(gemv_tile(n, k) for n, k in shapes))
-                if rows == 1
-                else RowsTiles(*(product_tile(n, k, rows, narrow) for n, k in shapes))
-            )
+            self._products[rows] = self._measured(rows)
         return self._products[rows]
+
+    def _measured(self, rows: int) -> RowTiles | RowsTiles:
+        layer = self._layers[0]
+        weights = [w.values for w in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        narrow = all(weight.element_size() <= 2 for weight in weights) and gluon_narrow.runs_on(
+            self._embedding.device, self._embedding.dtype
+        )
+        tiles = [product_tile(*weight.shape, rows, narrow) for weight in weights]
+        if rows == 1 and not all(isinstance(tile, NarrowTile) for tile in tiles):
+            return RowTiles(*(gemv_tile(*weight.shape) for weight in weights))
+        return RowsTiles(*tiles)
 
     def attention(self, rows: int, cache_bytes: int) -> AttentionTile:
         """The tile that steps of `rows` attend with. cache_bytes: of a number in the cache."""
@@ -140,7 +141,7 @@ class FusedDecode:
         return attention_tile(self._layout, rows)
 
     def use(self, rows: int, products: RowTiles | RowsTiles, attention: AttentionTile | None = None) -> None:
-        """Other tiles from now on; for tuning and tests. One row takes RowTiles, more take RowsTiles."""
+        """Other tiles from now on; for tuning and tests. RowTiles are of one row."""
         self._products[rows] = products
         if attention is not None:
             self._attention[rows] = attention

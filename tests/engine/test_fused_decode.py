@@ -11,7 +11,8 @@ from torch import Tensor
 
 from shoal_engine.config import ModelConfig
 from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
-from shoal_engine.kernels.fused_tiles import MAX_ROWS, AttentionTile, GemvTile, ProductTile
+from shoal_engine.kernels import gluon_narrow
+from shoal_engine.kernels.fused_tiles import MAX_ROWS, AttentionTile, GemvTile, NarrowTile, ProductTile
 from shoal_engine.kernels.interface import HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.layers.linear import Linear
@@ -227,6 +228,19 @@ def test_narrow_products_load_weights_into_registers_before_they_wait() -> None:
         assert build["late"] == 0
         assert build["products"] == build["blocks"] * 3072 // (8 * 16)
         assert build["registers"] <= 248
+
+
+def test_one_row_is_multiplied_in_narrow_tiles_where_all_four_products_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide = replace(SMALL, num_layers=1, hidden_size=512, head_dim=128, intermediate_size=512)
+    models = [build(one, torch.bfloat16) for one in (wide, replace(wide, intermediate_size=500))]
+    assert all(isinstance(FusedDecode(model, 1).products(1), RowTiles) for model in models)
+    monkeypatch.setattr(gluon_narrow, "runs_on", lambda device, dtype: True)
+    narrow, mixed = (FusedDecode(model, 1).products(1) for model in models)
+    assert isinstance(mixed, RowTiles)
+    assert isinstance(narrow, RowsTiles)
+    assert isinstance(narrow.down, NarrowTile)
 
 
 def test_a_model_that_cannot_be_fused_is_refused() -> None:

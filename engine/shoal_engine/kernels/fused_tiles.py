@@ -88,7 +88,7 @@ _NARROW_WEIGHTS = {8: 2**40, 16: 2**23, 32: 2**22}
 
 @functools.cache
 def gemv_tile(n: int, k: int) -> GemvTile:
-    """For one row and a weight [n, k] as it lies in memory."""
+    """For one row and a weight [n, k] as it lies in memory, where no narrow tiles run."""
     tuned = TABLE.get((n, k, 1))
     if tuned is not None:
         return GemvTile(*tuned)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def gemv_tile(n: int, k: int) -> GemvTile:
 
 @functools.cache
 def product_tile(n: int, k: int, rows: int, narrow: bool) -> ProductTile | NarrowTile:
-    """For 2..MAX_ROWS rows and a weight [n, k] as it lies in memory. narrow: whether `gluon_narrow` runs there."""
+    """For up to MAX_ROWS rows and a weight [n, k] as it lies in memory. narrow: whether `gluon_narrow` runs there."""
     tuned = TABLE.get((n, k, row_block(rows)), ())
     if len(tuned) > _NARROW_FIELDS:
         return ProductTile(*tuned)  # type: ignore[arg-type]

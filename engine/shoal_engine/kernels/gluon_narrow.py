@@ -1,4 +1,4 @@
-"""2 to 32 decode rows through a weight in narrow tiles of it, each by the whole of K: Gluon, Hopper, no interpreter.
+"""1 to 32 decode rows through a weight in narrow tiles of it, each by the whole of K: Gluon, Hopper, no interpreter.
 
 What `triton_fused_product._product_kernel` computes, for bfloat16 rows, without parts, arrivals or weights in shared
 memory: the warps of a program share K, and each loads its weights from memory straight into the registers that
