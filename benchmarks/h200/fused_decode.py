@@ -1,6 +1,6 @@
 """The fused decode step on one H200: right first, then milliseconds of the whole step beside the unfused one.
 
-    PYTHONPATH=engine python3 benchmarks/h200/fused_decode.py [--quick] [--models 0.6b 8b] [--rows 1 8 32] [--write]
+    PYTHONPATH=engine python3 benchmarks/h200/fused_decode.py [--quick] [--models 0.6b 8b 8b-fp8] [--rows 1 8 32] [--write]
 
 A step is embedding to sampled token in one CUDA graph, context 577. The sweep times each tile inside a graph of twelve
 layers, because what is best there is not what is best alone; --write puts the best into kernels/fused_table.py, or into
@@ -36,7 +36,9 @@ from shoal_engine.models.llama import Llama
 
 CONTEXT = 577
 SHORT_LAYERS = 12
-GOALS = {"0.6b": {1: 0.58, 8: 0.80, 32: 1.20}, "8b": {1: 3.8, 8: 4.1, 32: 4.6}}
+GOALS = {
+    "0.6b": {1: 0.58, 8: 0.80, 32: 1.20}, "8b": {1: 3.8, 8: 4.1, 32: 4.6}, "8b-fp8": {1: 2.4, 8: 2.7, 32: 3.3},
+}  # fmt: skip
 
 
 def check(model: Llama, rows: int, layers: int) -> None:
@@ -46,7 +48,7 @@ def check(model: Llama, rows: int, layers: int) -> None:
     twin = Case(case.model, case.token_ids, case.batch, case.cache.clone())
     want, cache = exact.model(exact.token_ids, exact.batch, exact.cache), exact.cache
     plain = relative_error(unfused(twin)(), want)
-    step = fused(case, FusedDecode(case.model))
+    step = fused(case, FusedDecode(case.model, rows))
     got = [step() for _ in range(3)]
     error, cache_error = relative_error(got[0], want), relative_error(case.cache, cache)
     same = all(torch.equal(one, got[0]) for one in got)
@@ -60,7 +62,7 @@ def check(model: Llama, rows: int, layers: int) -> None:
 def compare(name: str, model: Llama, rows: int, peer: bool) -> None:
     """Milliseconds of the whole step, and of each kernel in a chain of its own."""
     case = random_case(model, rows, CONTEXT)
-    decode = FusedDecode(model)
+    decode = FusedDecode(model, rows)
     steps = {"fused": with_sampling(case, fused(case, decode)), "without head": fused(case, decode)}
     if peer:
         steps["unfused"] = with_sampling(case, unfused(case))
@@ -78,13 +80,13 @@ def sweep(models: dict[str, Llama], options: argparse.Namespace, began: float) -
     jobs = [
         job
         for name, rows in cases
-        for job in sweep_jobs(name, FusedDecode(short[name]), rows, swept(rows, options))
+        for job in sweep_jobs(name, FusedDecode(short[name], rows), rows, swept(rows, options))
     ]
     attempt(compile_all, jobs, began + 0.62 * options.seconds)
     end = began + 0.9 * options.seconds
     for index, (name, rows) in enumerate(cases):
         deadline = time.monotonic() + (end - time.monotonic()) / (len(cases) - index)
-        decode = FusedDecode(short[name])
+        decode = FusedDecode(short[name], rows)
         print(f"{name}:", end=" ")
         rows_found = (
             attempt(descend, random_case(short[name], rows, CONTEXT), decode, swept(rows, options), deadline)

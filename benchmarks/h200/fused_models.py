@@ -17,10 +17,12 @@ from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_sampling import RowParameters, SamplingSpace, sample
-from shoal_engine.layers.gpu_products import Bf16Product
+from shoal_engine.layers.gpu_products import Bf16Product, Fp8Product
+from shoal_engine.layers.linear import Linear
+from shoal_engine.layers.mlp import GatedMLP
 from shoal_engine.layers.products import DenseProduct
 from shoal_engine.models.llama import Llama
-from shoal_engine.weights import RandomWeights
+from shoal_engine.weights import Quantise, RandomWeights
 
 _QWEN3_06B = ModelConfig(
     architecture="Qwen3ForCausalLM", vocab_size=151936, hidden_size=1024, num_layers=28, num_heads=16,
@@ -32,6 +34,7 @@ _LLAMA_8B = ModelConfig(
     num_kv_heads=8, head_dim=128, intermediate_size=14336, max_position_embeddings=131072,
 )  # fmt: skip
 CONFIGS = {"0.6b": _QWEN3_06B, "8b": _LLAMA_8B}
+FLOAT8 = "-fp8"  # after a model's name: weights and cache in float8
 MAX_POSITIONS = 4096
 BLOCK_TOKENS = 16
 
@@ -49,10 +52,12 @@ class Case:
 def random_model(name: str, few_tokens: bool = False) -> Llama:
     """few_tokens: one layer and a small vocabulary, for what does not depend on them."""
     torch.manual_seed(0)
-    kernels, config = CudaKernels(), CONFIGS[name]
+    kernels, config = CudaKernels(), CONFIGS[name.removesuffix(FLOAT8)]
     if few_tokens:
         config = replace(config, vocab_size=1024, num_layers=1)
-    return Llama(config, RandomWeights(torch.bfloat16, torch.device(DEVICE)), kernels, MAX_POSITIONS)
+    quantise: Quantise | None = "fp8" if name.endswith(FLOAT8) else None
+    weights = RandomWeights(torch.bfloat16, torch.device(DEVICE), quantise=quantise)
+    return Llama(config, weights, kernels, MAX_POSITIONS)
 
 
 def first_layers(model: Llama, count: int) -> Llama:
@@ -68,7 +73,9 @@ def random_case(model: Llama, rows: int, context: int) -> Case:
     batch, num_blocks = build(uniform(rows, context), BLOCK_TOKENS)
     shape = (config.num_layers, num_blocks, 2, config.num_kv_heads, BLOCK_TOKENS, config.head_dim)
     cache = torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_()
-    return Case(model, torch.randint(0, config.vocab_size, (rows,), device=DEVICE), batch, cache)
+    weight = cast(Bf16Product | Fp8Product, model.blocks[0].mlp.down_proj.product).weight
+    token_ids = torch.randint(0, config.vocab_size, (rows,), device=DEVICE)
+    return Case(model, token_ids, batch, cache.to(weight.dtype))
 
 
 def in_float32(case: Case) -> Case:
@@ -85,18 +92,21 @@ def _widened(model: Llama) -> Llama:
     for norm in [twin.norm, *(norm for block in twin.blocks for norm in (block.input_norm, block.post_norm))]:
         norm.kernels, norm.weight = kernels, norm.weight.float()
     for block in twin.blocks:
-        block.attention.kernels = block.mlp.kernels = kernels
-        heads = block.attention.heads
+        attention, mlp = block.attention, block.mlp
+        attention.kernels = kernels
+        heads = attention.heads
         if heads.q_gain is not None and heads.k_gain is not None:
-            block.attention.heads = replace(heads, q_gain=heads.q_gain.float(), k_gain=heads.k_gain.float())
-        for linear in (
-            block.attention.qkv_proj,
-            block.attention.o_proj,
-            block.mlp.gate_up_proj,
-            block.mlp.down_proj,
-        ):
-            linear.product = DenseProduct(cast(Bf16Product, linear.product).weight.float())
+            attention.heads = replace(heads, q_gain=heads.q_gain.float(), k_gain=heads.k_gain.float())
+        attention.qkv_proj, attention.o_proj = _dense(attention.qkv_proj), _dense(attention.o_proj)
+        block.mlp = GatedMLP(_dense(mlp.gate_up_proj), _dense(mlp.down_proj), kernels)
     return twin
+
+
+def _dense(linear: Linear) -> Linear:
+    """In float32."""
+    product = cast(Bf16Product | Fp8Product, linear.product)
+    weight = product.weight.float()
+    return Linear(DenseProduct(weight if product.scale is None else weight * product.scale[:, None]))
 
 
 def unfused(case: Case) -> Callable[[], Tensor]:

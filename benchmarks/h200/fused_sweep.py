@@ -79,15 +79,15 @@ def _shared(block_n: int, block_k: int, rows: int) -> int:
 
 
 @functools.cache
-def _small(name: str) -> tuple[FusedDecode, Llama]:
+def _small(name: str, rows: int) -> tuple[FusedDecode, Llama]:
     model = first_layers(random_model(name, few_tokens=True), 1)
-    return FusedDecode(model), model
+    return FusedDecode(model, rows), model
 
 
 def compile_one(job: Job) -> str | None:
     """Into Triton's cache on disk, by one step of one layer."""
     name, rows, which, tile = job
-    decode, model = _small(name)
+    decode, model = _small(name, rows)
     products = decode.products(rows)
     try:
         if which:

@@ -36,6 +36,7 @@ from shoal_engine.models.llama import Llama
 from shoal_engine.weights import RandomWeights
 
 ODD = {8: (1, 3, 8), 16: (13, 16), 32: (31, 32)}  # rows that a block is checked with
+SIZES = (1.0, 1e-3, 2.5e4)  # of the numbers in x that tiles are checked with: some of the last reach 10^5
 TOLERANCE = 5e-3
 EPS = 1e-6
 LAYERS = {"0.6b": 28, "8b": 10}
@@ -78,45 +79,54 @@ SHAPES = {
 class Space:
     """What the products of a step read and write, for some rows of a model."""
 
-    inputs: dict[int, Tensor]  # by K
-    outputs: dict[int, Tensor]
+    inputs: dict[str, Tensor]  # by product
+    outputs: dict[str, Tensor]
     stream: Stream
     gain: Tensor
     sums: PartialSums
     squares: int
 
     @classmethod
-    def of(cls, model: str, rows: int, device: str) -> Space:
+    def of(cls, model: str, rows: int, device: str, float8: bool = False, size: float = 1.0) -> Space:
         products, width = SHAPES[model], SHAPES[model][0].k
         like: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
         numbers: dict[str, Any] = {"dtype": torch.float32, "device": device}
         squares = width // 64
+        # What products write for products of float8 weights: a sixteenth of it.
+        operands: dict[str, Any] = {"dtype": torch.float16 if float8 else torch.bfloat16, "device": device}
         stream = Stream(
-            torch.empty((rows, width), **like).normal_(), torch.empty((rows, width), **like).normal_(),
-            torch.empty((rows * width // 16,), **numbers).uniform_(1, 2),
+            torch.empty((rows, width), **like).normal_(), torch.empty((rows, width), **operands),
+            torch.empty((rows * width // 16,), **numbers).uniform_(1, 2).mul_(size**2),
         )  # fmt: skip
         sums = PartialSums(
             torch.empty((2**23,), **numbers), torch.zeros((8192,), dtype=torch.int32, device=device)
         )
-        inputs = {p.k: torch.empty((rows, p.k), **like).normal_() for p in products}
-        outputs = {p.columns: torch.empty((rows, p.columns), **like) for p in products}
+        inputs = {p.name: torch.empty((rows, p.k), **like).normal_(std=size) for p in products}
+        if float8:
+            inputs |= {p.name: (inputs[p.name] / 16).half() for p in products if p.name != "output"}
+        outputs = {p.name: torch.empty((rows, p.columns), **operands if p.gated else like) for p in products}
         return cls(inputs, outputs, stream, torch.empty((width,), **like).uniform_(0.5, 1.5), sums, squares)
 
 
 def call(product: Product, tile: Tile, space: Space, weight: FusedWeight) -> None:
-    x = space.inputs[product.k]
+    x = space.inputs[product.name]
     normed = None if product.adds else space.stream
     stream = space.stream if product.adds else None
     gain = space.gain if product.adds else None
-    out = space.outputs[product.columns]
+    out = space.outputs[product.name]
     multiply_rows(
         x, weight, out, tile, space.sums, True, normed, space.squares, EPS, product.gated, stream, gain
     )
 
 
+def meant(stored: Tensor) -> Tensor:
+    """In float32: float16 holds a sixteenth."""
+    return stored.float() * (16 if stored.dtype == torch.float16 else 1)
+
+
 def twin(product: Product, space: Space, weight: FusedWeight, before: Tensor) -> list[Tensor]:
     """In float32: out; or hidden, scaled and the whole row's sum of squares."""
-    x, values = space.inputs[product.k].float(), weight.values.float()
+    x, values = meant(space.inputs[product.name]), weight.values.float()
     if weight.scale is not None:
         values *= weight.scale[:, None]
     result = x @ values.T
@@ -140,26 +150,33 @@ def errors(product: Product, tile: Tile, space: Space, weight: FusedWeight) -> f
         space.stream.scaled.fill_(float("nan"))
         space.stream.squares.fill_(float("nan"))
     else:
-        space.outputs[product.columns].fill_(float("nan"))
+        space.outputs[product.name].fill_(float("nan"))
     call(product, tile, space, weight)
-    got = [space.outputs[product.columns]]
+    got = [space.outputs[product.name]]
     if product.adds:
         rows, tiles = len(before), -(-product.n // tile.block_n)
         squares = space.stream.squares[: rows * tiles].view(rows, tiles).sum(1)
         got = [space.stream.hidden.clone(), space.stream.scaled.clone(), squares]
         space.stream.hidden.copy_(before)
         space.stream.squares.uniform_(1, 2)
-    return max(float((g.float() - w).norm() / w.norm()) for g, w in zip(got, want, strict=True))
+    return max(error(g, w) for g, w in zip(got, want, strict=True))
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """float16 ends at its largest number."""
+    most = 16 * torch.finfo(got.dtype).max if got.dtype == torch.float16 else float("inf")
+    want = want.clamp(-most, most)
+    return float((meant(got) - want).norm() / want.norm())
 
 
 def tiles_of(product: Product, block_m: int, packed: int) -> Iterator[Tile]:
-    """Narrow tiles whose loads in flight fit the registers, and the one for the Triton kernel in use."""
-    chunk = 32 * packed
-    for block_n, warps in itertools.product((16,) if product.adds else (16, 32, 64), (4, 8, 16)):
+    """Narrow tiles whose loads in flight fit the registers."""
+    chunk, low = 32 * packed, (16,) if packed == 2 else (16, 32)
+    for block_n, warps in itertools.product(low if product.adds else (16, 32, 64), (4, 8, 16)):
         steps, programs = product.k // (warps * chunk), product.n // block_n
         if product.k % (warps * chunk) or programs < 32 or programs * warps < 256:
             continue
-        for head in sorted({steps, 4, 3, 2}):
+        for head in sorted({steps, 4, 3, 2, 1}):
             words = head * chunk * (block_n * 2 // packed + block_m) // 64
             room = words + block_n * block_m // 32 + (60 if head < steps else 30)
             if head <= steps and steps % head == 0 and room <= min(248, 2**16 // (32 * warps)):
@@ -180,7 +197,8 @@ def random_weight(product: Product, float8: bool, device: str = "cuda") -> Fused
 def jobs_of(options: argparse.Namespace) -> list[tuple[str, Product, int, list[Tile]]]:
     packed = 4 if options.float8 else 2
     return [
-        (model, product, rows, [*tiles_of(product, row_block(rows), packed), product_tile(product.n, product.k, rows, True)])
+        (model, product, rows, [*tiles_of(product, row_block(rows), packed),
+                                product_tile(product.n, product.k, rows, True, options.float8)])
         for rows in options.rows
         for model in options.models
         for product in SHAPES[model]
@@ -193,7 +211,8 @@ def compile_ahead(options: argparse.Namespace) -> int:
 
     def walk() -> None:
         for model, product, rows, tiles in jobs_of(options):
-            space, weight = Space.of(model, rows, "meta"), random_weight(product, options.float8, "meta")
+            space = Space.of(model, rows, "meta", options.float8)
+            weight = random_weight(product, options.float8, "meta")
             for tile, block in itertools.product(tiles, (64,) if product.adds else (64, 16)):
                 call(product, tile, replace(space, squares=SHAPES[model][0].k // block), weight)
 
@@ -211,17 +230,18 @@ def measure(
 ) -> list[Tile]:
     """Print every tile's time in a chain of itself; those that are right, best first."""
     found: list[tuple[float, float, Tile]] = []
-    space = Space.of(model, rows, "cuda")
+    float8 = weights[0].scale is not None
+    space = Space.of(model, rows, "cuda", float8)
     for tile in tiles:
         try:
-            error = 0.0
+            worst = 0.0
             if isinstance(tile, NarrowTile):
-                error = max(
-                    errors(product, tile, Space.of(model, odd, "cuda"), weights[0])
-                    for odd in ODD[row_block(rows)]
+                worst = max(
+                    errors(product, tile, Space.of(model, odd, "cuda", float8, size), weights[0])
+                    for odd, size in itertools.product(ODD[row_block(rows)], SIZES)
                 )
             us = us_per_call(partial(call, product, tile, space), weights, 5)
-            found.append((us, error, tile))
+            found.append((us, worst, tile))
         except Exception as failure:
             print(f"  {tile}: {type(failure).__name__} {str(failure)[:150]}", flush=True)
     found.sort(key=lambda one: one[0])
@@ -250,7 +270,7 @@ def step_us(model: str, rows: int) -> Callable[[Sequence[Tile]], float]:
     """Of a layer within a whole step of a model with fewer layers, attention and norms included."""
     config = replace(CONFIGS[model], num_layers=STEP_LAYERS, vocab_size=1024)
     short = Llama(config, RandomWeights(torch.bfloat16, torch.device("cuda")), CudaKernels(), MAX_POSITIONS)
-    decode, case = FusedDecode(short), random_case(short, rows, CONTEXT)
+    decode, case = FusedDecode(short, rows), random_case(short, rows, CONTEXT)
     step = fused(case, decode)
 
     def time_of(tiles: Sequence[Tile]) -> float:

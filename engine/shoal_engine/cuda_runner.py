@@ -19,7 +19,7 @@ from shoal_engine.memory_layout import CacheLayout
 from shoal_engine.models.llama import Llama
 from shoal_engine.plain_draws import PlainDraws
 from shoal_engine.runner import Computed, Runner, arrays_of
-from shoal_engine.step_graphs import FUSED_ROWS, StepGraphs, shares_prefixes
+from shoal_engine.step_graphs import StepGraphs, shares_prefixes
 from shoal_engine.step_shapes import Shape
 from shoal_engine.upload import Upload
 
@@ -43,7 +43,8 @@ class CudaRunner(Runner):
         """
         super().__init__(model, cache, layout, max_num_seqs, max_model_len)
         self._upload = Upload(cache.device)
-        fused = FusedDecode(model, FUSED_ROWS) if fuse and FusedDecode.supports(model, FUSED_ROWS) else None
+        fused_rows = FusedDecode.most_rows(model) if fuse else 0
+        fused = FusedDecode(model, fused_rows) if fused_rows else None
         self._space = space
         self._sampled = space.token_ids
         self._graphs = StepGraphs(model, kernels, cache, layout, space, max_model_len, fused)

@@ -31,13 +31,15 @@ from shoal_engine.kernels.interface import AttentionBatch
 from shoal_engine.kernels.triton_decode_plan import DecodePlan, plan_step
 from shoal_engine.kernels.triton_fused_gemv import multiply_row
 from shoal_engine.kernels.triton_fused_launch import INTERPRETED, can_overlap
-from shoal_engine.kernels.triton_fused_operands import NormInput
+from shoal_engine.kernels.triton_fused_operands import FusedWeight, NormInput
 from shoal_engine.kernels.triton_fused_product import multiply_rows, square_tiles
 from shoal_engine.kernels.triton_fused_rows import embed, normalise
 from shoal_engine.models.llama import Llama
 
+# Beyond 32 rows separate kernels with cuBLAS's products are faster, of some weights sooner (benchmarks/h200/fused_decode.py).
+_MOST_ROWS = (32, 16, 8)
 _MAX_WIDTH = 32768  # of the residual: both ends of a row are one program's
-# Numbers of a matrix in float8. On an H200 a layer of one row: 18.5 us of 36 with 6 million, 163 us of 86 with 117 million.
+# Numbers of a matrix in float8 that other than narrow tiles read fast enough.
 _MAX_FLOAT8 = 2**24
 
 
@@ -88,20 +90,30 @@ class FusedDecode:
         self._layout = model.blocks[0].attention.layout
         self._layers = _layers(model)
         self._overlap = can_overlap(device) if overlap is None else overlap
-        self._space = FusedSpace.allocate(model.config, self._layout, max_rows, model.embedding.dtype, device)
+        dtype = model.embedding.dtype
+        operands = torch.float16 if self._in_float16(max_rows) else dtype
+        self._space = FusedSpace.allocate(model.config, self._layout, max_rows, dtype, operands, device)
         self._attention_spaces = AttentionSpaces(self._layout, device)
         scales = {layer.scale for layer in self._layers}
-        self._in_registers = all(
-            gluon_decode.serves(self._layout, scale, model.embedding.dtype, device) for scale in scales
-        )
+        self._in_registers = all(gluon_decode.serves(self._layout, scale, dtype, device) for scale in scales)
         self._products: dict[int, RowTiles | RowsTiles] = {}
         self._attention: dict[int, AttentionTile] = {}  # that `use` has set
+
+    def _in_float16(self, rows: int) -> bool:
+        """Whether every product is of float8 weights in narrow tiles, up to so many rows."""
+        weights = [weight for layer in self._layers for weight in _weights(layer)]
+        narrow = gluon_narrow.runs_on(self._embedding.device, self._embedding.dtype)
+        tiles = _tiles(self._layers[0], rows, narrow)
+        return all(isinstance(tile, NarrowTile) for tile in tiles) and all(
+            weight.scale is not None for weight in weights
+        )
 
     @staticmethod
     def supports(model: Llama, rows: int) -> bool:
         """Whether a step of `rows` decodes of this model can be fused: bfloat16 on a GPU, few rows, plain weights.
 
-        And whether it pays, which it does not for large weights in float8: separate kernels read those faster.
+        And whether it pays, which it does for large weights in float8 in narrow tiles alone: otherwise separate kernels
+        read those faster.
         """
         table, layers = model.embedding, _layers(model)
         if (
@@ -112,8 +124,18 @@ class FusedDecode:
             return False
         largest = layers[0].gate_up
         if largest.scale is not None and largest.values.numel() > _MAX_FLOAT8:
-            return False
+            narrow = gluon_narrow.runs_on(table.device, table.dtype)
+            return all(isinstance(tile, NarrowTile) for tile in _tiles(layers[0], rows, narrow))
         return INTERPRETED or (on_gpu(table) and table.dtype == torch.bfloat16)
+
+    @staticmethod
+    def most_rows(model: Llama) -> int:
+        """Of a step that can be fused and pays; 0: none."""
+        return next((rows for rows in _MOST_ROWS if FusedDecode.supports(model, rows)), 0)
+
+    @property
+    def max_rows(self) -> int:
+        return self._space.max_rows
 
     def products(self, rows: int) -> RowTiles | RowsTiles:
         """The tiles that steps of `rows` multiply with."""
@@ -123,13 +145,10 @@ class FusedDecode:
 
     def _measured(self, rows: int) -> RowTiles | RowsTiles:
         layer = self._layers[0]
-        weights = [w.values for w in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-        narrow = all(weight.element_size() <= 2 for weight in weights) and gluon_narrow.runs_on(
-            self._embedding.device, self._embedding.dtype
-        )
-        tiles = [product_tile(*weight.shape, rows, narrow) for weight in weights]
+        narrow = gluon_narrow.runs_on(self._embedding.device, self._embedding.dtype)
+        tiles = _tiles(layer, rows, narrow)
         if rows == 1 and not all(isinstance(tile, NarrowTile) for tile in tiles):
-            return RowTiles(*(gemv_tile(*weight.shape) for weight in weights))
+            return RowTiles(*(gemv_tile(*weight.values.shape) for weight in _weights(layer)))
         return RowsTiles(*tiles)
 
     def attention(self, rows: int, cache_bytes: int) -> AttentionTile:
@@ -141,7 +160,7 @@ class FusedDecode:
         return attention_tile(self._layout, rows)
 
     def use(self, rows: int, products: RowTiles | RowsTiles, attention: AttentionTile | None = None) -> None:
-        """Other tiles from now on; for tuning and tests. RowTiles are of one row."""
+        """Other tiles from now on; for tuning and tests. RowTiles are of one row; float16 is for narrow tiles alone."""
         self._products[rows] = products
         if attention is not None:
             self._attention[rows] = attention
@@ -152,9 +171,9 @@ class FusedDecode:
         A padding row has context 0 and slot -1. Raises ValueError for more rows than it was built for.
         """
         rows = token_ids.shape[0]
-        if rows > self._space.max_rows or not rows == batch.num_requests == batch.num_decodes:
+        if rows > self.max_rows or not rows == batch.num_requests == batch.num_decodes:
             raise ValueError(
-                f"a fused step is of 1 to {self._space.max_rows} decodes and nothing else, got {rows} tokens"
+                f"a fused step is of 1 to {self.max_rows} decodes and nothing else, got {rows} tokens"
             )
         step = self._step(rows, batch, cache.element_size())
         stream = step.space.stream
@@ -219,6 +238,17 @@ class FusedDecode:
             space.activated, layer.down, stream.scaled, tiles.down, sums, overlap, adds_to=stream,
             gain=following.gain,
         )  # fmt: skip
+
+
+def _weights(layer: FusedLayer) -> tuple[FusedWeight, ...]:
+    return layer.qkv, layer.output, layer.gate_up, layer.down
+
+
+def _tiles(layer: FusedLayer, rows: int, narrow: bool) -> list[ProductTile | NarrowTile]:
+    """narrow: whether the device has narrow tiles; weights in float32 have none."""
+    values = [weight.values for weight in _weights(layer)]
+    narrow = narrow and all(one.element_size() <= 2 for one in values)
+    return [product_tile(*one.shape, rows, narrow, one.element_size() == 1) for one in values]
 
 
 def _layers(model: Llama) -> list[FusedLayer]:

@@ -19,7 +19,10 @@ _SMALLEST_TILE = 16  # weight rows of a product's tile: the most partial sums of
 
 @dataclass(frozen=True, slots=True)
 class FusedSpace:
-    """Of up to R rows: stream; qkv [R, qkv_size]; attended [R, q_size]; activated [R, intermediate]; sums of split tiles."""
+    """Of up to R rows: stream; qkv [R, qkv_size]; attended [R, q_size]; activated [R, intermediate]; sums of split tiles.
+
+    What products write for products, stream.scaled and activated, is a sixteenth of it where it is float16.
+    """
 
     stream: Stream
     qkv: Tensor
@@ -29,17 +32,20 @@ class FusedSpace:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, layout: HeadLayout, max_rows: int, dtype: torch.dtype, device: torch.device
-    ) -> FusedSpace:
+        cls, config: ModelConfig, layout: HeadLayout, max_rows: int, dtype: torch.dtype, operands: torch.dtype,
+        device: torch.device,
+    ) -> FusedSpace:  # fmt: skip
+        """operands: dtype of what products write for products."""
+
         def empty(width: int, of: torch.dtype = dtype) -> Tensor:
             return torch.empty((max_rows, width), dtype=of, device=device)
 
         squares = empty(-(-config.hidden_size // _SMALLEST_TILE), torch.float32)
         return cls(
-            stream=Stream(empty(config.hidden_size), empty(config.hidden_size), squares.view(-1)),
+            stream=Stream(empty(config.hidden_size), empty(config.hidden_size, operands), squares.view(-1)),
             qkv=empty(layout.qkv_size),
             attended=empty(layout.q_size),
-            activated=empty(config.intermediate_size),
+            activated=empty(config.intermediate_size, operands),
             sums=PartialSums(
                 torch.empty((_SUM_FLOATS,), dtype=torch.float32, device=device),
                 torch.zeros((_TILES,), dtype=torch.int32, device=device),

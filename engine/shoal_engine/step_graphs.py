@@ -35,9 +35,6 @@ from shoal_engine.step_tail import StepTail
 
 log = logging.getLogger(__name__)
 
-# Beyond so many decodes separate kernels with cuBLAS's products are faster (benchmarks/h200/fused_decode.py).
-FUSED_ROWS = 32
-
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
@@ -67,7 +64,7 @@ class StepGraphs:
     ) -> None:
         """space: of `decode_rows` of the most requests; what the step before has sampled is there.
 
-        fused: what computes small batches of decodes in place of the model.
+        fused: what computes batches of up to its max_rows decodes in place of the model.
         """
         self._model = model
         self._kernels = kernels
@@ -166,8 +163,8 @@ class StepGraphs:
             shape.tokens, shape.requests, shape.num_decodes, shape.shares_prefixes
         )
         self._kernels.begin_step(batch)
-        alone = 0 < shape.num_decodes <= FUSED_ROWS and not shape.shares_prefixes
-        step = self._fused if self._fused is not None and alone else self._model
+        most = 0 if self._fused is None or shape.shares_prefixes else self._fused.max_rows
+        step = self._fused if self._fused is not None and 0 < shape.num_decodes <= most else self._model
         hidden = step(token_ids, batch, self._cache)
         if shape.draws:
             self._tail(hidden)

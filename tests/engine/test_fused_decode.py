@@ -64,11 +64,12 @@ def empty(*shape, dtype=torch.bfloat16):
 
 def walk():
     sums = PartialSums(empty(8, dtype=torch.float32), empty(8, dtype=torch.int32))
-    for rows, dtype in ((8, torch.bfloat16), (8, torch.float8_e4m3fn), (3, torch.bfloat16), (16, torch.bfloat16)):
+    wide, half, float8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+    for rows, dtype, stored in ((8, wide, wide), (8, float8, wide), (8, float8, half), (3, wide, wide), (16, wide, wide)):
         scale = empty(1024, dtype=torch.float32) if dtype == torch.float8_e4m3fn else None
         stream = Stream(empty(rows, 1024), empty(rows, 1024), empty(rows * 64, dtype=torch.float32))
         weight = FusedWeight(empty(1024, 3072, dtype=dtype), scale)
-        x, gain, tile = empty(rows, 3072), empty(1024), NarrowTile(16, 8, 6)
+        x, gain, tile = empty(rows, 3072, dtype=stored), empty(1024), NarrowTile(16, 8, 6)
         multiply_rows(x, weight, stream.scaled, tile, sums, True, adds_to=stream, gain=gain)
 
 told = []
@@ -84,6 +85,8 @@ for build in foreseen(H200, walk):
         "loads": sum(".v4." in line for line in loads), "late": len(late),
         "bytes": 4 // constants["packed"], "blocks": constants["block_m"] // 8,
         "products": compiled.asm["ptx"].count("mma.sync"), "registers": build.options["maxnreg"],
+        "in_float16": compiled.asm["ptx"].count("f32.f16.f16.f32"), "widened": compiled.asm["ptx"].count("e4m3x2"),
+        "converted": compiled.asm["ptx"].count("satfinite.f16x2"),
     })
 print(json.dumps(told))
 """
@@ -220,7 +223,8 @@ def test_products_fit_the_shared_memory_of_a_card_without_the_narrow_kernel() ->
 
 def test_narrow_products_load_weights_into_registers_before_they_wait() -> None:
     told = compiled(NARROW)
-    assert len(told) == 3  # one for 3 and 8 rows
+    assert len(told) == 4  # one for 3 and 8 rows
+    assert sum(build["converted"] > 0 for build in told) == 1
     for build in told:
         assert build["loads"] == 16 * 3072 * build["bytes"] // (
             256 * 16
@@ -228,6 +232,24 @@ def test_narrow_products_load_weights_into_registers_before_they_wait() -> None:
         assert build["late"] == 0
         assert build["products"] == build["blocks"] * 3072 // (8 * 16)
         assert build["registers"] <= 248
+        # Two numbers of a thread at once, of which a product takes eight.
+        float8 = build["bytes"] == 1
+        assert build["in_float16"] == (build["products"] if float8 else 0)
+        assert build["widened"] == 4 * build["in_float16"]
+
+
+def test_large_float8_weights_are_fused_while_all_tiles_are_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = RandomWeights(torch.bfloat16, torch.device("meta"), quantise="fp8")
+    large = replace(SMALL, num_layers=1, hidden_size=4096, num_heads=32, num_kv_heads=8, head_dim=128)
+    measured, other, small = (
+        Llama(replace(large, intermediate_size=size), weights, ReferenceKernels(), 512)
+        for size in (14336, 12288, 1000)
+    )
+    assert [FusedDecode.most_rows(model) for model in (measured, other, small)] == [0, 0, 32]
+    monkeypatch.setattr(gluon_narrow, "runs_on", lambda device, dtype: True)
+    assert [FusedDecode.most_rows(model) for model in (measured, other, small)] == [32, 16, 32]
+    stored = [FusedDecode(model, 16)._space.activated.dtype for model in (measured, other, small)]
+    assert stored == [torch.float16, torch.float16, torch.bfloat16]
 
 
 def test_one_row_is_multiplied_in_narrow_tiles_where_all_four_products_have_them(

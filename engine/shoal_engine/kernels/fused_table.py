@@ -1,9 +1,26 @@
 """Measured tiles of the fused decode step: data that `benchmarks/h200/fused_decode.py --write` and `narrow.py --write` write.
 
-(N, K, 1): GemvTile; (N, K, row block): NarrowTile, of four fields, or ProductTile; their fields in order.
+(N, K, 1): GemvTile; (N, K, row block): NarrowTile, of up to five fields, or ProductTile; their fields in order.
 """
 
 from __future__ import annotations
+
+# Of float8 weights where narrow tiles run, NarrowTile alone. Measured on one NVIDIA H200, torch 2.11.0+cu130, by themselves
+# as `narrow.py --float8` does, the best of them beside one another in steps of Llama-3.1-8B at context 577.
+FLOAT8: dict[tuple[int, int, int], tuple[int | bool, ...]] = {
+    (4096, 4096, 8): (16, 8, 2, True),
+    (4096, 4096, 16): (32, 8, 2, True),
+    (4096, 4096, 32): (32, 8, 1, True),
+    (4096, 14336, 8): (16, 8, 2, True),
+    (4096, 14336, 16): (32, 16, 1, True),
+    (4096, 14336, 32): (32, 8, 1, True),
+    (6144, 4096, 8): (16, 4, 4, True),
+    (6144, 4096, 16): (32, 8, 1, True),
+    (6144, 4096, 32): (16, 4, 1, True),
+    (28672, 4096, 8): (16, 4, 4, True),
+    (28672, 4096, 16): (32, 4, 1, True),
+    (28672, 4096, 32): (128, 2, 1, True, 2),
+}
 
 # Measured on one NVIDIA H200, torch 2.11.0+cu130, context 577: products of 2 rows and more by benchmarks/h200/narrow.py,
 # beside one another in a step; one row by fused_decode.py.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from shoal_engine.kernels.fused_table import TABLE
+from shoal_engine.kernels.fused_table import FLOAT8, TABLE
 from shoal_engine.kernels.interface import HeadLayout
 
 
@@ -46,12 +46,16 @@ class ProductTile:
 
 @dataclass(frozen=True, slots=True)
 class NarrowTile:
-    """Of `gluon_narrow`: block_n weight rows by all of K, which `warps` share, up to `head` chunks of it in flight."""
+    """Of `gluon_narrow`: block_n weight rows by all of K, which `warps` share, up to `head` chunks of it in flight.
+
+    row_warps: so many times as many warps share the rows, and read the same x.
+    """
 
     block_n: int = 16
     warps: int = 8
     head: int = 2
     early: bool = True
+    row_warps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,13 @@ class AttentionTile:
 ROW_BLOCKS = (8, 16, 32, 64)  # rows of a product on tensor cores
 MAX_ROWS = ROW_BLOCKS[-1]
 _PROGRAMS = 264  # two for each processor of an H200
-_NARROW_FIELDS = 4
+_NARROW_FIELDS = 5
 _NARROW_K = 512  # eight warps share it evenly
 _NARROW_HEAD = 6  # chunks: with more in flight, registers run out
-# By row block, the most weights that narrow tiles pay for: each of them reads all of x.
+_NARROW_FLOAT8_HEAD = 3  # of twice as many numbers
+# By row block, the most numbers of a weight that narrow tiles pay for: each of them reads all of x.
 _NARROW_WEIGHTS = {8: 2**40, 16: 2**23, 32: 2**22}
+_NARROW_FLOAT8 = {8: 2**40, 16: 2**40, 32: 2**23}
 
 
 @functools.cache
@@ -96,21 +102,36 @@ def gemv_tile(n: int, k: int) -> GemvTile:
 
 
 @functools.cache
-def product_tile(n: int, k: int, rows: int, narrow: bool) -> ProductTile | NarrowTile:
+def product_tile(n: int, k: int, rows: int, narrow: bool, float8: bool = False) -> ProductTile | NarrowTile:
     """For up to MAX_ROWS rows and a weight [n, k] as it lies in memory. narrow: whether `gluon_narrow` runs there."""
-    tuned = TABLE.get((n, k, row_block(rows)), ())
+    table = FLOAT8 if narrow and float8 else TABLE
+    tuned = table.get((n, k, row_block(rows)), ())
     if len(tuned) > _NARROW_FIELDS:
         return ProductTile(*tuned)  # type: ignore[arg-type]
     if narrow and tuned:
         return NarrowTile(*tuned)  # type: ignore[arg-type]
-    if narrow and k % _NARROW_K == 0 and n * k <= _NARROW_WEIGHTS.get(row_block(rows), 0):
-        chunks = k // _NARROW_K
-        return NarrowTile(head=chunks if chunks <= _NARROW_HEAD else 2)
+    most = (_NARROW_FLOAT8 if float8 else _NARROW_WEIGHTS).get(row_block(rows), 0)
+    if narrow and k % _NARROW_K == 0 and n * k <= most:
+        return _narrow_float8(n, k, rows) if float8 else _narrow(k)
     block_k = 256 if k <= 4096 and n * k <= 2**23 else 128
     tiles, parts = -(-n // 64), 1
     while tiles * parts < _PROGRAMS // 2 and k // (block_k * parts * 2) >= 1:
         parts *= 2
     return ProductTile(64, block_k, parts, 1, 4, 4 if block_k == 128 else 2, 1, False)
+
+
+def _narrow(k: int) -> NarrowTile:
+    chunks = k // _NARROW_K
+    return NarrowTile(head=chunks if chunks <= _NARROW_HEAD else 2)
+
+
+def _narrow_float8(n: int, k: int, rows: int) -> NarrowTile:
+    """More than 8 rows of x are as many bytes as the weights of several tiles: higher tiles, where enough are left."""
+    if rows > 8 and n >= 32 * _PROGRAMS // 4:
+        # 16 warps have no registers for 32 rows.
+        return NarrowTile(32, 16 if rows <= 16 and n <= 32 * _PROGRAMS // 2 else 8, 1)
+    chunks = max(1, k // (2 * _NARROW_K))
+    return NarrowTile(head=chunks if chunks <= _NARROW_FLOAT8_HEAD else 2)
 
 
 def row_block(rows: int) -> int:

@@ -23,7 +23,10 @@ def _embed_kernel(  # type: ignore[no-untyped-def]
     tl.store(hidden + at, value, mask=inside)
     value = value.to(tl.float32)
     gains = tl.load(gain + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(scaled + at, (value * gains).to(scaled.dtype.element_ty), mask=inside)
+    product = value * gains
+    if scaled.dtype.element_ty == tl.float16:  # a sixteenth: see fused_space.py
+        product = tl.clamp(product * 0.0625, -65504.0, 65504.0)
+    tl.store(scaled + at, product.to(scaled.dtype.element_ty), mask=inside)
     tile = tl.arange(0, tile_block)
     tl.store(
         squares + row * tiles + tile, tl.where(tile == 0, tl.sum(value * value, 0), 0.0), mask=tile < tiles

@@ -167,6 +167,15 @@ def test_both_ends_of_a_step(width: int) -> None:
     assert_near(out, normed(rows, gain))
 
 
+def test_float16_begins_with_a_sixteenth() -> None:
+    table, gain, ids = torch.randn(9, 64) * 1e4, torch.rand(64) + 0.5, torch.tensor([4, 0])
+    table[4, 3] = 3e6
+    stream = Stream(nan(2, 64), nan(2, 64).half(), nan(2))
+    embed(ids, table, gain, stream, 1, False)
+    want = (table[ids] * gain).clamp(max=16 * torch.finfo(torch.float16).max)
+    assert_near(stream.scaled.float() * 16, want.double(), 1e-3)
+
+
 def test_every_shape_has_a_tile_that_a_kernel_can_run() -> None:
     for n, k in [(6144, 4096), (1024, 2048), (4096, 14336), (100, 72), (1, 1)]:
         assert gemv_tile(n, k).warps * gemv_tile(n, k).row_steps >= 1
@@ -176,6 +185,7 @@ def test_every_shape_has_a_tile_that_a_kernel_can_run() -> None:
             assert tile.parts >= 1
             assert tile.block_k % (16 * tile.fold) == 0
             assert tile.head in (1, 2)
-            narrow = product_tile(n, k, rows, True)
-            assert narrow == tile or (isinstance(narrow, NarrowTile) and rows <= 32 and k % 512 == 0)
+            for float8 in (False, True):
+                narrow = product_tile(n, k, rows, True, float8)
+                assert narrow == tile or (isinstance(narrow, NarrowTile) and rows <= 32 and k % 512 == 0)
     assert ROW_BLOCKS[-1] == MAX_ROWS
