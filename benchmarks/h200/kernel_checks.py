@@ -16,7 +16,15 @@ from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_decode import DecodeTiling
+from shoal_engine.kernels.triton_norm_rounding import norm_groups, norm_rows
 from shoal_engine.kernels.triton_prefill import PrefillTiling
+from shoal_engine.kernels.triton_quantise import (
+    quantise_groups,
+    quantise_groups_reference,
+    quantise_rows,
+    quantise_rows_reference,
+    silu_mul_rows,
+)
 
 TWIN = ReferenceKernels()
 # So that compute-sanitizer sees the end of every tensor; nothing can be captured then.
@@ -152,6 +160,35 @@ def _rows() -> Errors:
             yield f"silu_mul {name}", relative_error(gated, TWIN.silu_mul(wide.float())), allowed
 
 
+def _rounded_rows() -> Errors:
+    """Rounded to float8 by kernels, and by their twins after one another: the worst row."""
+    for rows, width in ((1, 4096), (33, 1024), (6, 128), (300, 14336)):
+        x, residual = (torch.randn(rows, width, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+        x[rows // 2] *= 1000.0
+        weight, gate_up = torch.rand(width, device=DEVICE).bfloat16(), torch.cat((x, residual), dim=1)
+        twin_sum, sums = residual.clone(), [residual.clone() for _ in range(2)]
+        normed = TWIN.add_rms_norm(x, twin_sum, weight, 1e-5)
+        gated = TWIN.silu_mul(gate_up.float()).bfloat16()
+        with poisoned_outputs():
+            pairs = {
+                "quantise_rows": (quantise_rows(x), quantise_rows_reference(x)),
+                "quantise_groups": (quantise_groups(x), quantise_groups_reference(x)),
+                "silu_mul_rows": (silu_mul_rows(gate_up), quantise_rows_reference(gated)),
+                "norm_rows": (norm_rows(x, sums[0], weight, 1e-5), quantise_rows_reference(normed)),
+                "norm_groups": (norm_groups(x, sums[1], weight, 1e-5), quantise_groups_reference(normed)),
+            }
+        for name, (got, want) in pairs.items():
+            exact = _widened(*want)[:rows]
+            error = (_widened(*got)[:rows] - exact).norm(dim=1) / exact.norm(dim=1)
+            yield f"{name} {rows}x{width}", float(error.max()), TOLERANCE[torch.bfloat16]
+        for total in sums:
+            yield f"residual {rows}x{width}", float(not torch.equal(total, twin_sum)), 0.0
+
+
+def _widened(values: Tensor, scales: Tensor) -> Tensor:
+    return values.float() * scales.repeat_interleave(values.shape[1] // scales.shape[1], 1)
+
+
 def _attention(
     case: Case,
     layout: HeadLayout,
@@ -248,6 +285,7 @@ def poisoned_outputs() -> Iterator[None]:
 
 GROUPS: dict[str, Callable[[], Jobs]] = {
     "rows": lambda: iter([_rows]),
+    "rounded rows": lambda: iter([_rounded_rows]),
     "8B": partial(_of_layout, LLAMA_8B, torch.bfloat16, 16, None),
     "8B window": partial(_of_layout, LLAMA_8B, torch.bfloat16, 128, 48),
     "0.6B": partial(_of_layout, QWEN3_06B, torch.bfloat16, 64, None),

@@ -33,7 +33,9 @@ from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_decode import DecodeTiling, plan_for
+from shoal_engine.kernels.triton_norm_rounding import norm_rows
 from shoal_engine.kernels.triton_prefill import PrefillTiling
+from shoal_engine.kernels.triton_quantise import quantise_rows_reference, silu_mul_rows
 
 TWIN = ReferenceKernels()
 READ_RATE, COPY_RATE, FLOP_RATE = 4.67e12, 4.28e12, 789e12
@@ -72,7 +74,7 @@ PREFILL_TILINGS = [
 class Prepared:
     """calls: the same work on inputs that no cache holds together."""
 
-    calls: Sequence[Callable[[], Tensor]]
+    calls: Sequence[Callable[[], object]]
     limit_us: float
     error: Callable[[], float]
 
@@ -112,6 +114,8 @@ def timings(quick: bool, block_tokens: int) -> Iterator[Timing]:
             yield Timing(f"norms {name}", f"rms_norm {rows}", partial(_norm, rows, hidden, False))
             yield Timing(f"norms {name}", f"add_rms_norm {rows}", partial(_norm, rows, hidden, True))
             yield Timing(f"norms {name}", f"silu_mul {rows}", partial(_silu, rows, intermediate))
+            yield Timing(f"rounding {name}", f"norm_rows {rows}", partial(_norm_rows, rows, hidden))
+            yield Timing(f"rounding {name}", f"silu_mul_rows {rows}", partial(_silu_rows, rows, intermediate))
     yield Timing("plan", "256", partial(_plan, uniform(256, 1024), block_tokens))
 
 
@@ -244,6 +248,36 @@ def _silu(rows: int, intermediate: int) -> Prepared:
         num_bytes / COPY_RATE * 1e6,
         lambda: relative_error(kernels.silu_mul(inputs[0]), TWIN.silu_mul(inputs[0].float())),
     )
+
+
+def _norm_rows(rows: int, hidden: int) -> Prepared:
+    num_bytes = rows * hidden * 7
+    weight, residual = random_rows(1, hidden)[0], random_rows(rows, hidden)
+    inputs = [random_rows(rows, hidden) for _ in range(_copies(num_bytes))]
+
+    def error() -> float:
+        values, scales = norm_rows(inputs[0], residual.clone(), weight, 1e-5)
+        want = TWIN.add_rms_norm(inputs[0], residual.clone(), weight, 1e-5)
+        return relative_error(values.float() * scales, _rounded(want))
+
+    calls = [partial(norm_rows, x, residual, weight, 1e-5) for x in inputs]
+    return Prepared(calls, num_bytes / COPY_RATE * 1e6, error)
+
+
+def _silu_rows(rows: int, intermediate: int) -> Prepared:
+    num_bytes = rows * intermediate * 5
+    inputs = [random_rows(rows, 2 * intermediate) for _ in range(_copies(num_bytes))]
+
+    def error() -> float:
+        values, scales = silu_mul_rows(inputs[0])
+        return relative_error(values.float() * scales, _rounded(TWIN.silu_mul(inputs[0].float()).bfloat16()))
+
+    return Prepared([partial(silu_mul_rows, x) for x in inputs], num_bytes / COPY_RATE * 1e6, error)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    values, scales = quantise_rows_reference(x)
+    return values.float() * scales
 
 
 def _plan(case: Case, block_tokens: int) -> Prepared:

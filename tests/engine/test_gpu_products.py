@@ -15,10 +15,12 @@ from shoal_engine.kernels.gpu import GpuKind
 from shoal_engine.kernels.reference import ReferenceKernels
 from shoal_engine.kernels.triton_quantise import quantise_groups_reference, quantise_rows_reference
 from shoal_engine.layers import gpu_products
+from shoal_engine.layers.addend import Unscaled, numbers_of
 from shoal_engine.layers.gpu_products import Bf16Product, BlockFp8Product, Fp8Product, fp8_product
 from shoal_engine.layers.linear import Linear
 from shoal_engine.layers.mlp import GatedMLP
-from shoal_engine.layers.products import DenseProduct, GatedProduct, Matrix, matrix_product
+from shoal_engine.layers.norm import RMSNorm
+from shoal_engine.layers.products import DenseProduct, JoinedProduct, Matrix, matrix_product
 from shoal_engine.quantization.fp8 import Fp8Weight, quantise_channels
 
 EXACT_INPUT = 8e-3  # the interpreter truncates to bfloat16
@@ -40,6 +42,10 @@ def blocks(n: int, k: int, **options: Any) -> Fp8Weight:
     torch.manual_seed(n + k)
     scale = torch.rand(-(-n // 128), -(-k // 128)) * torch.logspace(-2, 1, -(-k // 128)) + 1e-3
     return Fp8Weight(torch.randn(n, k).mul(50).to(torch.float8_e4m3fn), scale, **options)
+
+
+def some_norm(width: int) -> RMSNorm:
+    return RMSNorm(torch.rand(width).add(0.5).bfloat16(), 1e-6, ReferenceKernels())
 
 
 def exact(x: Tensor, stored: Fp8Weight, bias: Tensor | None) -> Tensor:
@@ -135,20 +141,73 @@ def test_a_gated_input(rows: int) -> None:
     gate_up = torch.randn(rows, 192).bfloat16()
     gate, up = gate_up.double().chunk(2, 1)
     product = fp8_product(stored, bias)
-    assert isinstance(product, GatedProduct)
+    assert isinstance(product, JoinedProduct)
     want = exact(torch.nn.functional.silu(gate) * up, stored, bias)
-    assert error(product.gated(gate_up), want) <= (2 * EXACT_INPUT if rows == 1 else ROUNDED_INPUT)
+    assert error(numbers_of(product.gated(gate_up)), want) <= (
+        2 * EXACT_INPUT if rows == 1 else ROUNDED_INPUT
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 40, 270])
+def test_an_input_that_is_normalised_first(rows: int) -> None:
+    stored, bias, norm = channels(32, 96), torch.randn(32).bfloat16(), some_norm(96)
+    x, residual = torch.randn(rows, 96).bfloat16(), torch.randn(rows, 96).bfloat16()
+    product, total = fp8_product(stored, bias), residual.clone()
+    assert isinstance(product, JoinedProduct)
+    normed = norm.add(x, total)
+    got = Linear(product).after_norm(x, residual, norm)
+    torch.testing.assert_close(residual, total, rtol=2**-7, atol=0)  # the interpreter truncates
+    assert error(got, exact(normed, stored, bias)) <= (EXACT_INPUT if rows == 1 else ROUNDED_INPUT)
+
+
+@pytest.mark.parametrize("next_product", [channels(32, 96), blocks(128, 96)], ids=["float8", "blocks"])
+@pytest.mark.parametrize("rows", [3, 100])
+def test_factors_are_left_to_the_next_norm(rows: int, next_product: Fp8Weight) -> None:
+    stored, norm = channels(96, 64), some_norm(96)
+    x, residual = torch.randn(rows, 64).bfloat16(), torch.randn(rows, 96).bfloat16()
+    addend = Linear(fp8_product(stored)).addend(x)
+    assert isinstance(addend, Unscaled) == (rows == 100)
+    want = residual + exact(x, stored, None)
+    normed = want * torch.rsqrt(want.square().mean(1, keepdim=True) + norm.eps) * norm.weight
+    got = Linear(fp8_product(next_product)).after_norm(addend, residual, norm)
+    assert error(residual, want) <= ROUNDED_INPUT
+    assert error(got, exact(normed, next_product, None)) <= 2 * ROUNDED_INPUT
+
+
+def test_the_last_norm_applies_factors_too() -> None:
+    stored, norm = channels(96, 64), some_norm(96)
+    x, residual = torch.randn(100, 64).bfloat16(), torch.randn(100, 96).bfloat16()
+    want = residual + exact(x, stored, None)
+    norm.add(Linear(fp8_product(stored)).addend(x), residual)
+    assert error(residual, want) <= ROUNDED_INPUT
+
+
+@pytest.mark.parametrize("rows", [1, 41])
+def test_an_input_that_is_normalised_first_by_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    def multiplied(self: BlockFp8Product, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """torch multiplies so on a GPU alone."""
+        wide = values.double() * scales.double().repeat_interleave(128, 1)
+        return exact(wide, stored, self.bias).to(dtype)
+
+    monkeypatch.setattr(BlockFp8Product, "multiply_rounded", multiplied)
+    stored, norm = blocks(128, 256), some_norm(256)
+    x, residual = torch.randn(rows, 256).bfloat16(), torch.randn(rows, 256).bfloat16()
+    want = exact(norm.add(x, residual.clone()), stored, None)
+    got = Linear(fp8_product(stored)).after_norm(x, residual, norm)
+    assert error(got, want) <= (EXACT_INPUT if rows == 1 else ROUNDED_INPUT)
 
 
 @pytest.mark.parametrize("rows", [2, 40])
 def test_a_feed_forward_of_float8(rows: int) -> None:
     torch.manual_seed(1)
     gate_up, down = quantise_channels(torch.randn(192, 32)), quantise_channels(torch.randn(32, 96))
-    x = torch.randn(rows, 32).bfloat16()
+    x, residual, norm = torch.randn(rows, 32).bfloat16(), torch.randn(rows, 32).bfloat16(), some_norm(32)
     mlp = GatedMLP(Linear(fp8_product(gate_up)), Linear(fp8_product(down)), ReferenceKernels())
-    gate, up = exact(x, gate_up, None).chunk(2, 1)
+    gate, up = exact(norm.add(x, residual.clone()), gate_up, None).chunk(2, 1)
     want = exact(torch.nn.functional.silu(gate) * up, down, None)
-    assert error(mlp(x), want) <= (2 * EXACT_INPUT if rows == 2 else 2 * ROUNDED_INPUT)
+    assert error(numbers_of(mlp(x, residual, norm)), want) <= (
+        2 * EXACT_INPUT if rows == 2 else 2 * ROUNDED_INPUT
+    )
 
 
 @pytest.mark.parametrize(

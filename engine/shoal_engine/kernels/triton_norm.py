@@ -69,7 +69,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     block = triton.next_power_of_2(width)
     _rms_norm_kernel[(rows,)](
         x, x if residual is None else residual, weight, out, width, eps,
-        has_residual=residual is not None, block=block, num_warps=_warps(block),
+        has_residual=residual is not None, block=block, num_warps=warps_of(block),
     )  # fmt: skip
     return out
 
@@ -85,6 +85,6 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-def _warps(block: int) -> int:
+def warps_of(block: int) -> int:
     """8 elements, one 16-byte load of bfloat16, per thread and step; between 1 and 16 warps."""
     return int(min(16, max(1, block // 256)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
+from shoal_engine.layers.addend import Addend
 from shoal_engine.layers.linear import Linear
+from shoal_engine.layers.norm import RMSNorm
 
 
 class Attention:
@@ -25,7 +27,13 @@ class Attention:
         self.heads = heads
         self.kernels = kernels
 
-    def __call__(self, x: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
-        """x [T, H]; cache [num_blocks, 2, num_kv_heads, block_tokens, D] of this layer -> [T, H]."""
-        qkv = self.qkv_proj(x)
-        return self.o_proj(self.kernels.attend_new(qkv, self.layout, self.heads, batch, cache, self.scale))
+    def __call__(
+        self, x: Addend, residual: Tensor, norm: RMSNorm, batch: AttentionBatch, cache: Tensor
+    ) -> Addend:
+        """Of norm(residual += x), both [T, H] -> [T, H].
+
+        cache [num_blocks, 2, num_kv_heads, block_tokens, D] of this layer.
+        """
+        qkv = self.qkv_proj.after_norm(x, residual, norm)
+        attended = self.kernels.attend_new(qkv, self.layout, self.heads, batch, cache, self.scale)
+        return self.o_proj.addend(attended)

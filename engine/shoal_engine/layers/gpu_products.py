@@ -14,7 +14,16 @@ from shoal_engine.kernels.fp8_table import Fp8Choice, Fp8Way, choose_fp8, wide_t
 from shoal_engine.kernels.gemm_table import MAX_ROWS, GemmChoice
 from shoal_engine.kernels.gpu import kind_of, on_gpu
 from shoal_engine.kernels.triton_norm import silu_mul
-from shoal_engine.kernels.triton_quantise import quantise_groups, quantise_rows, rescale, silu_mul_rows
+from shoal_engine.kernels.triton_norm_rounding import norm_groups, norm_rows
+from shoal_engine.kernels.triton_quantise import (
+    launches,
+    quantise_groups,
+    quantise_rows,
+    rescale,
+    silu_mul_rows,
+)
+from shoal_engine.layers.addend import Addend, Unscaled, split
+from shoal_engine.layers.norm import RMSNorm
 from shoal_engine.quantization.fp8 import BLOCK, Fp8Weight
 
 _GROUPS_TOGETHER = 4  # cuBLASLt reads the scales of a weight's blocks in rows of whole 16 bytes
@@ -57,12 +66,31 @@ class Fp8Product:
             return self._unrounded(x)
         return self.multiply_rounded(*quantise_rows(x), x.dtype, choice)
 
-    def gated(self, gate_up: Tensor) -> Tensor:
-        """gate_up [M, 2K] -> (silu(gate) * up) W^T + b [M, N]: many rows are rounded as they are computed."""
+    def after_norm(self, x: Addend, residual: Tensor, norm: RMSNorm) -> Tensor:
+        """See `JoinedProduct`: many rows are rounded as they are normalised."""
+        numbers, factors = split(x)
+        choice = self._rounding(numbers.shape[0])
+        if choice is None or not launches(numbers):
+            return self(norm.add(x, residual))
+        values, scales = norm_rows(numbers, residual, norm.weight, norm.eps, factors)
+        return self.multiply_rounded(values, scales, numbers.dtype, choice)
+
+    def gated(self, gate_up: Tensor) -> Addend:
+        """See `JoinedProduct`: many rows are rounded as they are computed."""
         choice = self._rounding(gate_up.shape[0])
         if choice is None:
             return self._unrounded(silu_mul(gate_up))
-        return self.multiply_rounded(*silu_mul_rows(gate_up), gate_up.dtype, choice)
+        return self._addend(*silu_mul_rows(gate_up), gate_up.dtype, choice)
+
+    def addend(self, x: Tensor) -> Addend:
+        choice = self._rounding(x.shape[0])
+        return self._unrounded(x) if choice is None else self._addend(*quantise_rows(x), x.dtype, choice)
+
+    def _addend(self, values: Tensor, scales: Tensor, dtype: torch.dtype, by: Fp8Choice) -> Addend:
+        """The next norm reads the product anyway, and applies its factors then."""
+        if by.way is Fp8Way.TENSOR and self.bias is None:
+            return Unscaled(self._by_torch(values, self._one, self._one, dtype), scales, self.scale)
+        return self.multiply_rounded(values, scales, dtype, by)
 
     def _rounding(self, rows: int) -> Fp8Choice | None:
         """The way to multiply so many rows when it rounds them."""
@@ -107,11 +135,28 @@ class BlockFp8Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows, (n, k) = x.shape[0], self.weight.shape
-        choice = choose_fp8(rows, n, k, in_blocks=True)
-        rounds = choice.way is not Fp8Way.WIDE and self._stored.round_input and _in_whole_blocks(x, n, k)
-        if not rounds:
-            return _unrounded(x, self._stored, self.bias, choice.tile)
+        if not self._rounds(x):
+            return _unrounded(x, self._stored, self.bias, choose_fp8(rows, n, k, in_blocks=True).tile)
         return self.multiply_rounded(*quantise_groups(x), x.dtype)[:rows]
+
+    def after_norm(self, x: Addend, residual: Tensor, norm: RMSNorm) -> Tensor:
+        """See `JoinedProduct`: many rows are rounded as they are normalised."""
+        numbers, factors = split(x)
+        if not self._rounds(numbers) or not launches(numbers):
+            return self(norm.add(x, residual))
+        values, scales = norm_groups(numbers, residual, norm.weight, norm.eps, factors)
+        return self.multiply_rounded(values, scales, numbers.dtype)[: numbers.shape[0]]
+
+    def gated(self, gate_up: Tensor) -> Addend:
+        return self(silu_mul(gate_up))
+
+    def addend(self, x: Tensor) -> Addend:
+        return self(x)
+
+    def _rounds(self, x: Tensor) -> bool:
+        n, k = self.weight.shape
+        choice = choose_fp8(x.shape[0], n, k, in_blocks=True)
+        return choice.way is not Fp8Way.WIDE and self._stored.round_input and _in_whole_blocks(x, n, k)
 
     def multiply_rounded(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """values [P, K] float8_e4m3fn with scales [P, K / 128] float32, strides (1, P) -> [P, N]; P a multiple of 4."""

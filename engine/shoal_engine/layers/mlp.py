@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from shoal_engine.kernels.interface import Kernels
+from shoal_engine.layers.addend import Addend
 from shoal_engine.layers.linear import Linear
-from shoal_engine.layers.products import GatedProduct
+from shoal_engine.layers.norm import RMSNorm
 
 
 class GatedMLP:
@@ -14,11 +15,7 @@ class GatedMLP:
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
         self.kernels = kernels
-        self._gated = down_proj.product if isinstance(down_proj.product, GatedProduct) else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, H] -> [T, H]."""
-        gate_up = self.gate_up_proj(x)
-        if self._gated is not None:
-            return self._gated.gated(gate_up)
-        return self.down_proj(self.kernels.silu_mul(gate_up))
+    def __call__(self, x: Addend, residual: Tensor, norm: RMSNorm) -> Addend:
+        """Of norm(residual += x), both [T, H] -> [T, H]."""
+        return self.down_proj.gated(self.gate_up_proj.after_norm(x, residual, norm), self.kernels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from shoal_engine.kernels.interface import Kernels
+from shoal_engine.layers.addend import Addend, numbers_of
 
 
 class RMSNorm:
@@ -17,6 +18,6 @@ class RMSNorm:
         """x [T, H] -> [T, H]."""
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+    def add(self, x: Addend, residual: Tensor) -> Tensor:
         """residual += x in place, then normalise it."""
-        return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
+        return self.kernels.add_rms_norm(numbers_of(x), residual, self.weight, self.eps)

@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from shoal_engine.kernels.cpu_build import BuildError, load_library
 from shoal_engine.kernels.cpu_linear import MAX_M, PackedLinear, WeightKind, pack_q4, pack_q8_0
+from shoal_engine.layers.addend import Addend
+from shoal_engine.layers.norm import RMSNorm
 from shoal_engine.quantization.fp8 import Fp8Weight
 
 # oneDNN lays a weight out for an expected number of rows. Measured with SmolLM2 on two Zen 5 cores: the layout for 16
@@ -31,11 +33,17 @@ class MatrixProduct(Protocol):
 
 
 @runtime_checkable
-class GatedProduct(Protocol):
-    """A product that reads a gated input in one pass with its own preparation of it."""
+class JoinedProduct(Protocol):
+    """A product that prepares its input in one pass with what makes it, and may leave factors to what reads its result."""
 
-    def gated(self, gate_up: Tensor) -> Tensor:
+    def after_norm(self, x: Addend, residual: Tensor, norm: RMSNorm) -> Tensor:
+        """residual [M, in] += x in place, then norm(residual) W^T + b [M, out]."""
+
+    def gated(self, gate_up: Tensor) -> Addend:
         """gate_up [M, 2 * in] -> (silu(gate) * up) W^T + b [M, out], gates before ups."""
+
+    def addend(self, x: Tensor) -> Addend:
+        """x [M, in] -> x W^T + b [M, out]."""
 
 
 @dataclass(frozen=True, slots=True)

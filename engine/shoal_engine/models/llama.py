@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shoal_engine.config import ModelConfig
 from shoal_engine.kernels.interface import AttentionBatch, AttentionScale, HeadInput, HeadLayout, Kernels
+from shoal_engine.layers.addend import Addend
 from shoal_engine.layers.attention import Attention
 from shoal_engine.layers.mlp import GatedMLP
 from shoal_engine.layers.norm import RMSNorm
@@ -27,10 +28,10 @@ class Block:
         self.post_norm = post_norm
         self.mlp = mlp
 
-    def __call__(self, x: Tensor, residual: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
+    def __call__(self, x: Addend, residual: Tensor, batch: AttentionBatch, cache: Tensor) -> Addend:
         """x [T, H] is what the layer before added; returns what this one adds. `residual` is updated in place."""
-        x = self.attention(self.input_norm.add(x, residual), batch, cache)
-        return self.mlp(self.post_norm.add(x, residual))
+        x = self.attention(x, residual, self.input_norm, batch, cache)
+        return self.mlp(x, residual, self.post_norm)
 
 
 class Llama:
@@ -51,8 +52,9 @@ class Llama:
 
     def __call__(self, token_ids: Tensor, batch: AttentionBatch, cache: Tensor) -> Tensor:
         """token_ids [T] int64; cache [layers, num_blocks, 2, kv_heads, block_tokens, D] -> hidden [T, H], normalised."""
-        x = self.embedding[token_ids]
-        residual = x.new_zeros(x.shape)
+        embedded = self.embedding[token_ids]
+        x: Addend = embedded
+        residual = embedded.new_zeros(embedded.shape)
         for block, layer_cache in zip(self.blocks, cache.unbind(0), strict=True):
             x = block(x, residual, batch, layer_cache)
         return self.norm.add(x, residual)

@@ -16,6 +16,7 @@ from shoal_engine.kernels.triton_quantise import (
     rescale,
     silu_mul_rows,
 )
+from tests.engine.kernels.compiled_elsewhere import compiled
 
 STEP = 1 / 16  # e4m3 keeps three bits behind the leading one: half of the last is 1/16 of the number
 
@@ -108,3 +109,25 @@ def test_scales_applied_to_a_product(m: int, n: int, biased: bool) -> None:
     got = rescale(y, rows, columns, bias)
     assert got is y
     assert ((got.double() - want).abs() <= want.abs() * 2**-7 + 1e-6).all()  # the interpreter truncates
+
+
+# What the interpreter cannot run: two gates at a time, each with an exponential and a reciprocal of the card's own.
+COMPILE = """
+import json
+import torch
+import triton
+from shoal_engine.kernels.gpu import H200
+from shoal_engine.kernels.triton_builds import foreseen, target_of
+from shoal_engine.kernels.triton_quantise import silu_mul_rows
+
+gate_up = torch.empty((4, 4096), dtype=torch.bfloat16, device="meta")
+(build,) = foreseen(H200, lambda: silu_mul_rows(gate_up))
+source = build.kernel.ASTSource(build.kernel, build.signature, build.constants, build.attributes)
+ptx = triton.compile(source, target=target_of(H200), options=build.options).asm["ptx"]
+print(json.dumps([ptx.count("ex2.approx.ftz.f32"), ptx.count("rcp.approx.ftz.f32"), ptx.count("cvt.rn.bf16x2.f32")]))
+"""
+
+
+def test_gates_take_two_instructions_of_the_cards_own() -> None:
+    exponentials, reciprocals, roundings = compiled(COMPILE)
+    assert exponentials == reciprocals == 2 * roundings > 0

@@ -1,0 +1,125 @@
+"""RMS norm after its residual addition, rounded to float8 for the product that reads it: one pass over memory.
+
+What `triton_norm.rms_norm` and then `triton_quantise` compute, to the bit but for the order of a row's sum of squares.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shoal_engine.kernels import triton_norm
+from shoal_engine.kernels.triton_jit import jit
+from shoal_engine.kernels.triton_quantise import float8, scale_of
+from shoal_engine.quantization.fp8 import BLOCK
+
+_BLOCK = tl.constexpr(BLOCK)
+
+
+@jit
+def _add_and_widen(x, row_scale, column_scale, residual, row, columns, inside, width, scaled: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The residual with x added, as it is stored, in float32."""
+    at = row * width + columns
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if scaled:
+        value *= tl.load(row_scale + row) * tl.load(column_scale + columns, mask=inside, other=0.0)
+    value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    # The norm sees the sum as later layers will read it: rounded to the residual's dtype.
+    rounded = value.to(residual.dtype.element_ty)
+    tl.store(residual + at, rounded, mask=inside)
+    return rounded.to(tl.float32)
+
+
+@jit
+def _normed(value, squares, gain, columns, inside, width, eps, like):  # type: ignore[no-untyped-def]
+    gains = tl.load(gain + columns, mask=inside, other=0.0).to(tl.float32)
+    # As two kernels would: the norm is rounded to the model's dtype before it is scaled.
+    return (value * tl.math.rsqrt(squares / width + eps) * gains).to(like.dtype.element_ty).to(tl.float32)
+
+
+@jit
+def _norm_rows(  # type: ignore[no-untyped-def]
+    x,
+    row_scale,
+    column_scale,
+    residual,
+    gain,
+    values,
+    scales,
+    width,
+    eps,
+    block: tl.constexpr,
+    scaled: tl.constexpr,
+):
+    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    inside = columns < width
+    value = _add_and_widen(x, row_scale, column_scale, residual, row, columns, inside, width, scaled)
+    value = _normed(value, tl.sum(value * value, 0), gain, columns, inside, width, eps, residual)
+    scale = scale_of(value, 0)
+    tl.store(values + row * width + columns, float8(value, scale, values), mask=inside)
+    tl.store(scales + row, scale)
+
+
+@jit
+def _norm_groups(  # type: ignore[no-untyped-def]
+    x, row_scale, column_scale, residual, gain, values, scales, width, eps, padded_rows,
+    groups: tl.constexpr, scaled: tl.constexpr,
+):  # fmt: skip
+    """scales [width / 128, padded_rows]."""
+    row, group = tl.program_id(0).to(tl.int64), tl.arange(0, groups)
+    columns = group[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
+    inside = columns < width
+    value = _add_and_widen(x, row_scale, column_scale, residual, row, columns, inside, width, scaled)
+    squares = tl.sum(tl.sum(value * value, 1), 0)
+    value = _normed(value, squares, gain, columns, inside, width, eps, residual)
+    scale = scale_of(value, 1)
+    tl.store(values + row * width + columns, float8(value, scale[:, None], values), mask=inside)
+    tl.store(scales + group.to(tl.int64) * padded_rows + row, scale, mask=group * _BLOCK < width)
+
+
+def norm_rows(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, factors: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """residual [T, H] += x [T, H] in place -> `quantise_rows` of its norm times weight [H].
+
+    factors: float32 [T, 1] and [H], which x still wants. Raises ValueError for operands that do not fit one another.
+    """
+    x, (rows, width) = _checked(x, residual), x.shape
+    values = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    if rows > 0:
+        _norm_rows[(rows,)](
+            x, *(factors or (x, x)), residual, weight, values, scales, width, eps, block=block,
+            scaled=factors is not None, num_warps=triton_norm.warps_of(block),
+        )  # fmt: skip
+    return values, scales
+
+
+def norm_groups(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, factors: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `norm_rows` -> `quantise_groups`."""
+    x, (rows, width) = _checked(x, residual), x.shape
+    padded = -(-rows // 4) * 4
+    values = torch.empty((padded, width), dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((width // BLOCK, padded), dtype=torch.float32, device=x.device)
+    groups = triton.next_power_of_2(width // BLOCK)
+    if rows > 0:
+        _norm_groups[(rows,)](
+            x, *(factors or (x, x)), residual, weight, values, scales, width, eps, padded, groups=groups,
+            scaled=factors is not None, num_warps=triton_norm.warps_of(groups * BLOCK),
+        )  # fmt: skip
+    return values, scales.t()
+
+
+def _checked(x: Tensor, residual: Tensor) -> Tensor:
+    if x.shape[-1] > triton_norm.MAX_WIDTH:
+        raise ValueError(
+            f"a row of {x.shape[-1]} elements does not fit one program, at most {triton_norm.MAX_WIDTH}"
+        )
+    if residual.shape != x.shape or not residual.is_contiguous():
+        raise ValueError("the residual must be contiguous and of the shape of x")
+    return x.contiguous()
