@@ -92,7 +92,7 @@ class Space:
         like: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
         numbers: dict[str, Any] = {"dtype": torch.float32, "device": device}
         squares = width // 64
-        # What products write for products of float8 weights: a sixteenth of it.
+        # What is written for products of float8 weights: a sixteenth of it.
         operands: dict[str, Any] = {"dtype": torch.float16 if float8 else torch.bfloat16, "device": device}
         stream = Stream(
             torch.empty((rows, width), **like).normal_(), torch.empty((rows, width), **operands),
@@ -103,7 +103,7 @@ class Space:
         )
         inputs = {p.name: torch.empty((rows, p.k), **like).normal_(std=size) for p in products}
         if float8:
-            inputs |= {p.name: (inputs[p.name] / 16).half() for p in products if p.name != "output"}
+            inputs = {name: (x / 16).half() for name, x in inputs.items()}
         outputs = {p.name: torch.empty((rows, p.columns), **operands if p.gated else like) for p in products}
         return cls(inputs, outputs, stream, torch.empty((width,), **like).uniform_(0.5, 1.5), sums, squares)
 

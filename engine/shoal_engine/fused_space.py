@@ -21,7 +21,7 @@ _SMALLEST_TILE = 16  # weight rows of a product's tile: the most partial sums of
 class FusedSpace:
     """Of up to R rows: stream; qkv [R, qkv_size]; attended [R, q_size]; activated [R, intermediate]; sums of split tiles.
 
-    What products write for products, stream.scaled and activated, is a sixteenth of it where it is float16.
+    What is written for products, stream.scaled, attended and activated, is a sixteenth of it where it is float16.
     """
 
     stream: Stream
@@ -33,9 +33,9 @@ class FusedSpace:
     @classmethod
     def allocate(
         cls, config: ModelConfig, layout: HeadLayout, max_rows: int, dtype: torch.dtype, operands: torch.dtype,
-        device: torch.device,
+        attended: torch.dtype, device: torch.device,
     ) -> FusedSpace:  # fmt: skip
-        """operands: dtype of what products write for products."""
+        """operands: dtype of what products write for products; attended: of what attention does."""
 
         def empty(width: int, of: torch.dtype = dtype) -> Tensor:
             return torch.empty((max_rows, width), dtype=of, device=device)
@@ -44,7 +44,7 @@ class FusedSpace:
         return cls(
             stream=Stream(empty(config.hidden_size), empty(config.hidden_size, operands), squares.view(-1)),
             qkv=empty(layout.qkv_size),
-            attended=empty(layout.q_size),
+            attended=empty(layout.q_size, attended),
             activated=empty(config.intermediate_size, operands),
             sums=PartialSums(
                 torch.empty((_SUM_FLOATS,), dtype=torch.float32, device=device),

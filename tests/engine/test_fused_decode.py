@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal_engine import fused_decode
 from shoal_engine.config import ModelConfig
 from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
 from shoal_engine.kernels import gluon_narrow
@@ -263,6 +264,9 @@ def test_one_row_is_multiplied_in_narrow_tiles_where_all_four_products_have_them
     assert isinstance(mixed, RowTiles)
     assert isinstance(narrow, RowsTiles)
     assert isinstance(narrow.down, NarrowTile)
+    monkeypatch.setattr(fused_decode, "_MAX_NARROW_ROW", 2**18)  # fewer than its largest weight has
+    assert isinstance(FusedDecode(models[0], 1).products(1), RowTiles)
+    assert isinstance(FusedDecode(models[0], 2).products(2), RowsTiles)
 
 
 def test_a_model_that_cannot_be_fused_is_refused() -> None:

@@ -60,6 +60,22 @@ print(json.dumps({"names": names, "few": len(few), "failures": compile_all(few, 
     "invariant": len(invariant), "real": sum(0 in build.kernel.device_caches for build in builds)}))
 """
 
+# As a program does that has used torch before it makes an engine, or makes a second one.
+THREADED = """
+import os, sys
+import torch
+from shoal_api.options import ModelOptions
+from shoal_engine.forks import fork
+from shoal_engine.kernels.gpu import GpuKind
+from shoal_engine.start_kernels import kernels_of_start
+
+torch.set_num_threads(2)
+torch.ones(4_000_000).exp().sum()
+options = ModelOptions(model=sys.argv[1], load_format="dummy", max_num_seqs=40, max_model_len=4096)
+child = fork(lambda: int(not kernels_of_start(options, GpuKind((9, 0), 132))), alone=True)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -69,15 +85,28 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_start_is_walked_through_and_compiled_without_a_gpu(model: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
+def printed(script: str, model: Path, cache: Path) -> str:
     environ = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "engine"), str(ROOT / "crds")])
     done = subprocess.run(
-        [sys.executable, "-c", WALK, str(model)], env=environ, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, str(model)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    return done.stdout
+
+
+def test_a_walk_in_a_fork_waits_for_no_thread_of_torch(model: Path, tmp_path: Path) -> None:
+    printed(THREADED, model, tmp_path)
+
+
+def test_a_start_is_walked_through_and_compiled_without_a_gpu(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    found = json.loads(printed(WALK, model, cache))
     wanted = {
         "_decode_rows", "_narrow", "_embed_kernel",  # up to 32 decodes
         "_decode_kernel", "_rms_norm_kernel", "_silu_mul_kernel", "_rotate_and_store_kernel",  # more, and prompts

@@ -94,7 +94,7 @@ _NARROW_FLOAT8 = {8: 2**40, 16: 2**40, 32: 2**23}
 
 @functools.cache
 def gemv_tile(n: int, k: int) -> GemvTile:
-    """For one row and a weight [n, k] as it lies in memory, where no narrow tiles run."""
+    """For one row and a weight [n, k] as it lies in memory."""
     tuned = TABLE.get((n, k, 1))
     if tuned is not None:
         return GemvTile(*tuned)  # type: ignore[arg-type]

@@ -280,7 +280,7 @@ def attend_rows(
 ) -> None:
     """As `triton_fused_attention.attend_rows`; of the tile, only warps are read, the rest is in the plan.
 
-    fresh: the kernel before this one in the stream makes the plan.
+    fresh: the kernel before this one in the stream makes the plan. out: in float16 a sixteenth (`gluon_words.stored`).
     """
     group, has_norm = layout.num_heads // layout.num_kv_heads, heads.q_gain is not None
     packed = 4 // cache.element_size()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from triton.experimental.gluon import language as gl
 
 from shoal_engine.kernels.gluon_jit import jit
+from shoal_engine.kernels.gluon_words import stored
 
 
 @jit
@@ -20,22 +21,6 @@ def constants_of(scale, bias, gain, rows, n, scaled: gl.constexpr, biased: gl.co
     if adds:
         gains = gl.load(gain + row).to(gl.float32)
     return scales, biases, gains
-
-
-@jit
-def _stored(value, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
-    """As `gluon_words.sixteenths`, of float32."""
-    if dtype == gl.float16:
-        return gl.inline_asm_elementwise(
-            "cvt.rn.satfinite.f16.f32 $0, $1;",
-            "=h,f",
-            [value * 0.0625],
-            dtype=gl.float16,
-            is_pure=True,
-            pack=1,
-        )
-    else:
-        return value.to(dtype)
 
 
 @jit
@@ -63,7 +48,7 @@ def finish(  # type: ignore[no-untyped-def]
         gate = _scale(gl.convert_layout(gate, final, True), rstd, constants, normed, scaled, biased)
         up = _scale(gl.convert_layout(up, final, True), rstd, constants_up, normed, scaled, biased)
         value = gate / (1.0 + gl.exp(-gate)) * up
-        gl.store(out + place, _stored(value, out.dtype.element_ty), mask=kept)
+        gl.store(out + place, stored(value, out.dtype.element_ty), mask=kept)
     else:
         total = _scale(total, rstd, constants, normed, scaled, biased)
         if adds:
@@ -71,7 +56,7 @@ def finish(  # type: ignore[no-untyped-def]
             rounded = (total + before).to(gl.bfloat16)
             gl.store(hidden + place, rounded, mask=kept)
             total = gl.where(kept, rounded.to(gl.float32), 0.0)
-            gl.store(out + place, _stored(total * constants[2][:, None], out.dtype.element_ty), mask=kept)
+            gl.store(out + place, stored(total * constants[2][:, None], out.dtype.element_ty), mask=kept)
             gl.store(next_squares + cols * gl.num_programs(0) + tile, gl.sum(total * total, 0), mask=cols < m)
         else:
             gl.store(out + place, total.to(gl.bfloat16), mask=kept)

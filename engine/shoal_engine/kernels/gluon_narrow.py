@@ -6,8 +6,8 @@ memory: the warps of a program share K, and each loads its weights from memory s
 meet in another order than K's, which a sum does not mind. Launched by `triton_fused_product.py`.
 
 Float8 weights are widened to float16, for which the card has an instruction, and so is x: a sixteenth of it, which reaches
-to 10^6 and keeps all bits of bfloat16 down to 10^-4. Scales make up for it. Where a narrow product wrote x it did so in
-float16; other kernels' bfloat16 is converted in registers.
+to 10^6 and keeps all bits of bfloat16 down to 10^-4. Scales make up for it. Where every weight is float8, x is written so;
+beside others it is bfloat16 and converted in registers.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def _in_flight(
     for count in range(min(steps, most), 0, -1):
         words = count * (block_n * 2 // packed + block_m) * packed // 2
         # A loop has pointers to move. Of float8, a program that waits matters less than a second one beside it.
-        margin = 28 + block_m if packed == 4 else 36 if count == steps else 64
+        margin = {8: 36, 16: 44, 32: 68}[block_m] if packed == 4 else 36 if count == steps else 64
         needed = -(-(words + block_n * block_m // 32 + margin) // 8) * 8
         if steps % count == 0 and needed <= bound:
             head = count

@@ -8,6 +8,7 @@ from __future__ import annotations
 from triton.experimental.gluon import language as gl
 
 from shoal_engine.kernels.gluon_jit import jit
+from shoal_engine.kernels.gluon_words import stored
 
 HEADS = gl.constexpr(8)  # query heads that share a key: the narrow side of an m16n8k16 product
 HIDDEN = gl.constexpr(float("-inf"))
@@ -36,7 +37,7 @@ def joined(sums, top, weight, more, more_top, more_weight):  # type: ignore[no-u
 @jit
 def normalised(total, weight, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
     """The mean [8, D] that the sums of values stand for; 0 of nothing."""
-    return (total / gl.where(weight == 0.0, 1.0, weight)[:, None]).to(dtype)
+    return stored(total / gl.where(weight == 0.0, 1.0, weight)[:, None], dtype)
 
 
 @jit

@@ -55,6 +55,22 @@ def sixteenths(words):  # type: ignore[no-untyped-def]
 
 
 @jit
+def stored(value, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
+    """value float32 as a kernel leaves it to a product: in the model's dtype, or a sixteenth of it in float16."""
+    if dtype == gl.float16:
+        return gl.inline_asm_elementwise(
+            "cvt.rn.satfinite.f16.f32 $0, $1;",
+            "=h,f",
+            [value * 0.0625],
+            dtype=gl.float16,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return value.to(dtype)
+
+
+@jit
 def halves(words, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
     """Each word's two numbers of 16 bits: bfloat16 or float16."""
     if dtype == gl.bfloat16:

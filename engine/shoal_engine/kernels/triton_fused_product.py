@@ -2,8 +2,8 @@
 
 The weight is the first operand: a tile of its rows by all rows of x, so the weight is read once. No norm is computed
 before a product: the kernel that writes the residual also writes it times the next norm's gain and its squares' partial
-sums, and the product of that is scaled by 1 / rms at its end. Narrow tiles are `gluon_narrow.py`'s; where they do not run,
-one row is `triton_fused_gemv.py`'s.
+sums, and the product of that is scaled by 1 / rms at its end. Narrow tiles are `gluon_narrow.py`'s; one row, where those do
+not run or do not pay, is `triton_fused_gemv.py`'s.
 """
 
 from __future__ import annotations
