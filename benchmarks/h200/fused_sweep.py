@@ -17,7 +17,8 @@ from fused_models import Case, first_layers, fused, random_case, random_model
 from graph_clock import us_per_call
 from torch import Tensor
 
-from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
+from shoal_engine.fused_choice import RowsTiles, RowTiles
+from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.kernels.fused_tiles import GemvTile, ProductTile, row_block
 from shoal_engine.kernels.triton_fused_gemv import multiply_row
 from shoal_engine.kernels.triton_fused_product import multiply_rows

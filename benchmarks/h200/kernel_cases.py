@@ -126,5 +126,10 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return float((got.float() - want.float()).norm() / want.float().norm())
 
 
+def widened(values: Tensor, scales: Tensor) -> Tensor:
+    """values [M, K] float8 times scales [M, 1], or of groups [M, K / 128], in float32."""
+    return values.float() * scales.repeat_interleave(values.shape[1] // scales.shape[1], 1)
+
+
 def repeat(values: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(values) * count

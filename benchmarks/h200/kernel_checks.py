@@ -9,7 +9,17 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from kernel_cases import DEVICE, LLAMA_8B, QWEN3_06B, Case, build, poisoned_cache, relative_error, rope_table
+from kernel_cases import (
+    DEVICE,
+    LLAMA_8B,
+    QWEN3_06B,
+    Case,
+    build,
+    poisoned_cache,
+    relative_error,
+    rope_table,
+    widened,
+)
 from torch import Tensor
 
 from shoal_engine.kernels.cuda import CudaKernels
@@ -178,15 +188,11 @@ def _rounded_rows() -> Errors:
                 "norm_groups": (norm_groups(x, sums[1], weight, 1e-5), quantise_groups_reference(normed)),
             }
         for name, (got, want) in pairs.items():
-            exact = _widened(*want)[:rows]
-            error = (_widened(*got)[:rows] - exact).norm(dim=1) / exact.norm(dim=1)
+            exact = widened(*want)[:rows]
+            error = (widened(*got)[:rows] - exact).norm(dim=1) / exact.norm(dim=1)
             yield f"{name} {rows}x{width}", float(error.max()), TOLERANCE[torch.bfloat16]
         for total in sums:
             yield f"residual {rows}x{width}", float(not torch.equal(total, twin_sum)), 0.0
-
-
-def _widened(values: Tensor, scales: Tensor) -> Tensor:
-    return values.float() * scales.repeat_interleave(values.shape[1] // scales.shape[1], 1)
 
 
 def _attention(

@@ -26,6 +26,7 @@ from kernel_cases import (
     repeat,
     rope_table,
     uniform,
+    widened,
 )
 from torch import Tensor
 
@@ -258,7 +259,7 @@ def _norm_rows(rows: int, hidden: int) -> Prepared:
     def error() -> float:
         values, scales = norm_rows(inputs[0], residual.clone(), weight, 1e-5)
         want = TWIN.add_rms_norm(inputs[0], residual.clone(), weight, 1e-5)
-        return relative_error(values.float() * scales, _rounded(want))
+        return relative_error(widened(values, scales), widened(*quantise_rows_reference(want)))
 
     calls = [partial(norm_rows, x, residual, weight, 1e-5) for x in inputs]
     return Prepared(calls, num_bytes / COPY_RATE * 1e6, error)
@@ -269,15 +270,10 @@ def _silu_rows(rows: int, intermediate: int) -> Prepared:
     inputs = [random_rows(rows, 2 * intermediate) for _ in range(_copies(num_bytes))]
 
     def error() -> float:
-        values, scales = silu_mul_rows(inputs[0])
-        return relative_error(values.float() * scales, _rounded(TWIN.silu_mul(inputs[0].float()).bfloat16()))
+        want = quantise_rows_reference(TWIN.silu_mul(inputs[0].float()).bfloat16())
+        return relative_error(widened(*silu_mul_rows(inputs[0])), widened(*want))
 
     return Prepared([partial(silu_mul_rows, x) for x in inputs], num_bytes / COPY_RATE * 1e6, error)
-
-
-def _rounded(x: Tensor) -> Tensor:
-    values, scales = quantise_rows_reference(x)
-    return values.float() * scales
 
 
 def _plan(case: Case, block_tokens: int) -> Prepared:

@@ -25,7 +25,8 @@ from graph_clock import us_per_call
 from torch import Tensor
 
 from shoal_engine.forks import fork
-from shoal_engine.fused_decode import FusedDecode, RowsTiles
+from shoal_engine.fused_choice import RowsTiles
+from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.fused_tiles import NarrowTile, ProductTile, product_tile, row_block
 from shoal_engine.kernels.gpu import H200
@@ -328,6 +329,8 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true", help="the table of tiles, as fused_decode.py does")
     options = parser.parse_args()
+    if options.write and options.float8:
+        parser.error("--write knows the table of bfloat16; what --float8 prints goes into FLOAT8 by hand")
     began = time.monotonic()
     os.waitpid(fork(lambda: compile_ahead(options)), 0)
     print(f"compiled at {time.monotonic() - began:.0f} s", flush=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shoal_engine.batch import HostBatch
+from shoal_engine.fused_choice import most_rows
 from shoal_engine.fused_decode import FusedDecode
 from shoal_engine.kernels.cuda import CudaKernels
 from shoal_engine.kernels.triton_sampling import SamplingSpace
@@ -43,7 +44,7 @@ class CudaRunner(Runner):
         """
         super().__init__(model, cache, layout, max_num_seqs, max_model_len)
         self._upload = Upload(cache.device)
-        fused_rows = FusedDecode.most_rows(model) if fuse else 0
+        fused_rows = most_rows(model) if fuse else 0
         fused = FusedDecode(model, fused_rows) if fused_rows else None
         self._space = space
         self._sampled = space.token_ids

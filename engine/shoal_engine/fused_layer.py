@@ -11,7 +11,7 @@ from shoal_engine.kernels.interface import AttentionScale, HeadInput
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, NormInput
 from shoal_engine.layers.linear import Linear
 from shoal_engine.layers.norm import RMSNorm
-from shoal_engine.models.llama import Block
+from shoal_engine.models.llama import Block, Llama
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,15 @@ class FusedLayer:
     post_norm: NormInput
     gate_up: FusedWeight
     down: FusedWeight
+
+    @property
+    def weights(self) -> tuple[FusedWeight, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
+
+
+def fused_layers(model: Llama) -> list[FusedLayer]:
+    """Those that can be fused."""
+    return [layer for layer in map(fused_layer, model.blocks) if layer is not None]
 
 
 def fused_layer(block: Block) -> FusedLayer | None:

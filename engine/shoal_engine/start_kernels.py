@@ -40,9 +40,8 @@ _LAUNCHED = ((0, (1100,)), (0, (2100,)), (1, (3000, 100)), (40, (3000, 100)), (3
 
 def kernels_of_start(options: ModelOptions, kind: GpuKind) -> list[Build]:
     """For a GPU of `kind`. Leaves this process unable to launch kernels: see `foreseen`."""
-    torch.set_num_threads(
-        1
-    )  # a fork has none of the threads that torch began before it, and would wait for them
+    # A fork has none of the threads that torch began before it, and would wait for them.
+    torch.set_num_threads(1)
     stand_in_for(kind)
     with ShapesOnly():
         return foreseen(kind, partial(_walk, options))

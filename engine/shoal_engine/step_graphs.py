@@ -163,8 +163,8 @@ class StepGraphs:
             shape.tokens, shape.requests, shape.num_decodes, shape.shares_prefixes
         )
         self._kernels.begin_step(batch)
-        most = 0 if self._fused is None or shape.shares_prefixes else self._fused.max_rows
-        step = self._fused if self._fused is not None and 0 < shape.num_decodes <= most else self._model
+        fused = None if shape.shares_prefixes else self._fused
+        step = fused if fused is not None and 0 < shape.num_decodes <= fused.max_rows else self._model
         hidden = step(token_ids, batch, self._cache)
         if shape.draws:
             self._tail(hidden)

@@ -9,16 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal_engine import fused_decode
+from shoal_engine import fused_choice
 from shoal_engine.config import ModelConfig
-from shoal_engine.fused_decode import FusedDecode, RowsTiles, RowTiles
-from shoal_engine.kernels import gluon_narrow
+from shoal_engine.fused_choice import RowsTiles, RowTiles, most_rows, supports
+from shoal_engine.fused_decode import FusedDecode
+from shoal_engine.kernels import gluon_decode, gluon_narrow
 from shoal_engine.kernels.fused_tiles import MAX_ROWS, AttentionTile, GemvTile, NarrowTile, ProductTile
 from shoal_engine.kernels.interface import HeadLayout
 from shoal_engine.kernels.reference import ReferenceKernels
+from shoal_engine.layers.gpu_products import fp8_product
 from shoal_engine.layers.linear import Linear
 from shoal_engine.layers.products import DenseProduct
 from shoal_engine.models.llama import Llama
+from shoal_engine.quantization.fp8 import quantise_channels
 from shoal_engine.weights import RandomWeights
 from tests.engine.kernels.compiled_elsewhere import compiled
 from tests.engine.kernels.paged_batches import attention_batch, filled_cache, poison_outputs, without_padding
@@ -246,11 +249,22 @@ def test_large_float8_weights_are_fused_while_all_tiles_are_narrow(monkeypatch: 
         Llama(replace(large, intermediate_size=size), weights, ReferenceKernels(), 512)
         for size in (14336, 12288, 1000)
     )
-    assert [FusedDecode.most_rows(model) for model in (measured, other, small)] == [0, 0, 32]
+    assert [most_rows(model) for model in (measured, other, small)] == [0, 0, 32]
     monkeypatch.setattr(gluon_narrow, "runs_on", lambda device, dtype: True)
-    assert [FusedDecode.most_rows(model) for model in (measured, other, small)] == [32, 16, 32]
+    assert [most_rows(model) for model in (measured, other, small)] == [32, 16, 32]
     stored = [FusedDecode(model, 16)._space.activated.dtype for model in (measured, other, small)]
     assert stored == [torch.float16, torch.float16, torch.bfloat16]
+    # Where attention is the kernel that writes no float16, products read what it writes.
+    assert FusedDecode(measured, 16)._space.attended.dtype == torch.bfloat16
+    monkeypatch.setattr(gluon_decode, "serves", lambda *_: True)
+    assert FusedDecode(measured, 16)._space.attended.dtype == torch.float16
+
+
+def test_layers_of_two_kinds_are_not_fused() -> None:
+    model = build(replace(SMALL, num_layers=2), torch.bfloat16)
+    assert supports(model, 1)
+    model.blocks[1].mlp.down_proj = Linear(fp8_product(quantise_channels(torch.randn(64, 96))))
+    assert not supports(model, 1)
 
 
 def test_one_row_is_multiplied_in_narrow_tiles_where_all_four_products_have_them(
@@ -264,18 +278,18 @@ def test_one_row_is_multiplied_in_narrow_tiles_where_all_four_products_have_them
     assert isinstance(mixed, RowTiles)
     assert isinstance(narrow, RowsTiles)
     assert isinstance(narrow.down, NarrowTile)
-    monkeypatch.setattr(fused_decode, "_MAX_NARROW_ROW", 2**18)  # fewer than its largest weight has
+    monkeypatch.setattr(fused_choice, "_MAX_NARROW_ROW", 2**18)  # fewer than its largest weight has
     assert isinstance(FusedDecode(models[0], 1).products(1), RowTiles)
     assert isinstance(FusedDecode(models[0], 2).products(2), RowsTiles)
 
 
 def test_a_model_that_cannot_be_fused_is_refused() -> None:
     biased = build(replace(SMALL, num_layers=1, mlp_bias=True))
-    assert not FusedDecode.supports(biased, 1)
+    assert not supports(biased, 1)
     with pytest.raises(ValueError, match="no fused decode step"):
         FusedDecode(biased)
     model = build(replace(SMALL, num_layers=1))
-    assert not FusedDecode.supports(model, MAX_ROWS + 1)
+    assert not supports(model, MAX_ROWS + 1)
     batch, _ = attention_batch([1, 1], [3, 4], BLOCK_TOKENS)
     with pytest.raises(ValueError, match="1 to 1 decodes"):
         FusedDecode(model, 1)(torch.tensor([1, 2]), batch, torch.empty(0))

@@ -52,6 +52,16 @@ def exact(x: Tensor, stored: Fp8Weight, bias: Tensor | None) -> Tensor:
     return x.double() @ stored.dequantise(torch.float64).T + (0 if bias is None else bias.double())
 
 
+def multiply_blocks_in_float64(monkeypatch: pytest.MonkeyPatch, stored: Fp8Weight) -> None:
+    """torch multiplies rounded groups by scaled blocks on a GPU alone."""
+
+    def multiplied(self: BlockFp8Product, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        wide = values.double() * scales.double().repeat_interleave(128, 1)
+        return exact(wide, stored, self.bias).to(dtype)
+
+    monkeypatch.setattr(BlockFp8Product, "multiply_rounded", multiplied)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 70])
 def test_bfloat16(rows: int, biased: bool) -> None:
@@ -160,18 +170,21 @@ def test_an_input_that_is_normalised_first(rows: int) -> None:
     assert error(got, exact(normed, stored, bias)) <= (EXACT_INPUT if rows == 1 else ROUNDED_INPUT)
 
 
-@pytest.mark.parametrize("next_product", [channels(32, 96), blocks(128, 96)], ids=["float8", "blocks"])
+@pytest.mark.parametrize("following", [channels(32, 128), blocks(128, 128)], ids=["channels", "blocks"])
 @pytest.mark.parametrize("rows", [3, 100])
-def test_factors_are_left_to_the_next_norm(rows: int, next_product: Fp8Weight) -> None:
-    stored, norm = channels(96, 64), some_norm(96)
-    x, residual = torch.randn(rows, 64).bfloat16(), torch.randn(rows, 96).bfloat16()
+def test_factors_are_left_to_the_next_norm(
+    monkeypatch: pytest.MonkeyPatch, rows: int, following: Fp8Weight
+) -> None:
+    multiply_blocks_in_float64(monkeypatch, following)
+    stored, norm = channels(128, 64), some_norm(128)
+    x, residual = torch.randn(rows, 64).bfloat16(), torch.randn(rows, 128).bfloat16()
     addend = Linear(fp8_product(stored)).addend(x)
     assert isinstance(addend, Unscaled) == (rows == 100)
     want = residual + exact(x, stored, None)
     normed = want * torch.rsqrt(want.square().mean(1, keepdim=True) + norm.eps) * norm.weight
-    got = Linear(fp8_product(next_product)).after_norm(addend, residual, norm)
+    got = Linear(fp8_product(following)).after_norm(addend, residual, norm)
     assert error(residual, want) <= ROUNDED_INPUT
-    assert error(got, exact(normed, next_product, None)) <= 2 * ROUNDED_INPUT
+    assert error(got, exact(normed, following, None)) <= 2 * ROUNDED_INPUT
 
 
 def test_the_last_norm_applies_factors_too() -> None:
@@ -184,13 +197,8 @@ def test_the_last_norm_applies_factors_too() -> None:
 
 @pytest.mark.parametrize("rows", [1, 41])
 def test_an_input_that_is_normalised_first_by_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    def multiplied(self: BlockFp8Product, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """torch multiplies so on a GPU alone."""
-        wide = values.double() * scales.double().repeat_interleave(128, 1)
-        return exact(wide, stored, self.bias).to(dtype)
-
-    monkeypatch.setattr(BlockFp8Product, "multiply_rounded", multiplied)
     stored, norm = blocks(128, 256), some_norm(256)
+    multiply_blocks_in_float64(monkeypatch, stored)
     x, residual = torch.randn(rows, 256).bfloat16(), torch.randn(rows, 256).bfloat16()
     want = exact(norm.add(x, residual.clone()), stored, None)
     got = Linear(fp8_product(stored)).after_norm(x, residual, norm)

@@ -73,7 +73,7 @@ torch.set_num_threads(2)
 torch.ones(4_000_000).exp().sum()
 options = ModelOptions(model=sys.argv[1], load_format="dummy", max_num_seqs=40, max_model_len=4096)
 child = fork(lambda: int(not kernels_of_start(options, GpuKind((9, 0), 132))), alone=True)
-sys.exit(os.waitpid(child, 0)[1])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 

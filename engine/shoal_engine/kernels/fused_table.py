@@ -1,12 +1,12 @@
-"""Measured tiles of the fused decode step: data that `benchmarks/h200/fused_decode.py --write` and `narrow.py --write` write.
+"""Measured tiles of the fused decode step: data. `benchmarks/h200/fused_decode.py` and `narrow.py` write TABLE with --write.
 
 (N, K, 1): GemvTile; (N, K, row block): NarrowTile, of up to five fields, or ProductTile; their fields in order.
 """
 
 from __future__ import annotations
 
-# Of float8 weights where narrow tiles run, NarrowTile alone. Measured on one NVIDIA H200, torch 2.11.0+cu130, by themselves
-# as `narrow.py --float8` does, the best of them beside one another in steps of Llama-3.1-8B at context 577.
+# Of float8 weights where narrow tiles run, NarrowTile alone; kept by hand. Measured on one NVIDIA H200, torch 2.11.0+cu130,
+# by themselves as `narrow.py --float8` does, the best of them beside one another in steps of Llama-3.1-8B at context 577.
 FLOAT8: dict[tuple[int, int, int], tuple[int | bool, ...]] = {
     (4096, 4096, 8): (16, 8, 2, True),
     (4096, 4096, 16): (32, 8, 2, True),

@@ -84,7 +84,7 @@ ROW_BLOCKS = (8, 16, 32, 64)  # rows of a product on tensor cores
 MAX_ROWS = ROW_BLOCKS[-1]
 _PROGRAMS = 264  # two for each processor of an H200
 _NARROW_FIELDS = 5
-_NARROW_K = 512  # eight warps share it evenly
+_NARROW_K = 512  # numbers of two bytes that eight warps share evenly; of one byte twice as many
 _NARROW_HEAD = 6  # chunks: with more in flight, registers run out
 _NARROW_FLOAT8_HEAD = 3  # of twice as many numbers
 # By row block, the most numbers of a weight that narrow tiles pay for: each of them reads all of x.
@@ -111,7 +111,7 @@ def product_tile(n: int, k: int, rows: int, narrow: bool, float8: bool = False) 
     if narrow and tuned:
         return NarrowTile(*tuned)  # type: ignore[arg-type]
     most = (_NARROW_FLOAT8 if float8 else _NARROW_WEIGHTS).get(row_block(rows), 0)
-    if narrow and k % _NARROW_K == 0 and n * k <= most:
+    if narrow and k % (2 * _NARROW_K if float8 else _NARROW_K) == 0 and n * k <= most:
         return _narrow_float8(n, k, rows) if float8 else _narrow(k)
     block_k = 256 if k <= 4096 and n * k <= 2**23 else 128
     tiles, parts = -(-n // 64), 1
@@ -130,7 +130,7 @@ def _narrow_float8(n: int, k: int, rows: int) -> NarrowTile:
     if rows > 8 and n >= 32 * _PROGRAMS // 4:
         # 16 warps have no registers for 32 rows.
         return NarrowTile(32, 16 if rows <= 16 and n <= 32 * _PROGRAMS // 2 else 8, 1)
-    chunks = max(1, k // (2 * _NARROW_K))
+    chunks = k // (2 * _NARROW_K)
     return NarrowTile(head=chunks if chunks <= _NARROW_FLOAT8_HEAD else 2)
 
 

@@ -6,6 +6,7 @@ from triton.experimental.gluon import language as gl
 
 from shoal_engine.kernels.gluon_jit import jit
 from shoal_engine.kernels.gluon_words import stored
+from shoal_engine.kernels.triton_fused_operands import SIXTEENTH
 
 
 @jit
@@ -15,7 +16,9 @@ def constants_of(scale, bias, gain, rows, n, scaled: gl.constexpr, biased: gl.co
     scales = gl.zeros_like(row).to(gl.float32)
     biases, gains = scales, scales
     if scaled:
-        scales = gl.load(scale + row) * 16.0  # float8 weights are multiplied by a sixteenth of x
+        scales = gl.load(scale + row) * (
+            1 / SIXTEENTH
+        )  # so much of x is what float8 weights are multiplied by
     if biased:
         biases = gl.load(bias + row).to(gl.float32)
     if adds:

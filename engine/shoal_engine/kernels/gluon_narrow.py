@@ -28,6 +28,9 @@ from shoal_engine.kernels.triton_fused_launch import INTERPRETED, launch_options
 from shoal_engine.kernels.triton_fused_operands import FusedWeight, Stream
 
 _MOST_REGISTERS = 248
+# Registers of a thread beside words in flight and sums; a loop has pointers to move. Of float8, by row block: a program that
+# waits now and then matters less than a second one beside it.
+_SPARE, _LOOP_SPARE, _FLOAT8_SPARE = 36, 64, {8: 36, 16: 44, 32: 68}
 
 
 @jit
@@ -260,9 +263,8 @@ def _in_flight(
     head, needed = 1, bound
     for count in range(min(steps, most), 0, -1):
         words = count * (block_n * 2 // packed + block_m) * packed // 2
-        # A loop has pointers to move. Of float8, a program that waits matters less than a second one beside it.
-        margin = {8: 36, 16: 44, 32: 68}[block_m] if packed == 4 else 36 if count == steps else 64
-        needed = -(-(words + block_n * block_m // 32 + margin) // 8) * 8
+        spare = _FLOAT8_SPARE[block_m] if packed == 4 else _SPARE if count == steps else _LOOP_SPARE
+        needed = -(-(words + block_n * block_m // 32 + spare) // 8) * 8
         if steps % count == 0 and needed <= bound:
             head = count
             break

@@ -8,6 +8,7 @@ from __future__ import annotations
 from triton.experimental.gluon import language as gl
 
 from shoal_engine.kernels.gluon_jit import jit
+from shoal_engine.kernels.triton_fused_operands import SIXTEENTH
 
 # Four float8_e4m3 as two pairs of bfloat16: exponent and mantissa in place, then 2^120 for the exponents' difference.
 _BFLOAT16_PAIRS = gl.constexpr("""
@@ -35,7 +36,7 @@ _FLOAT16_PAIRS = gl.constexpr("""
     cvt.rn.f16x2.e4m3x2 $1, high;
 }
 """)
-# Two bfloat16 as two float16 of a sixteenth: exact from 2^-13 on, and the largest there is from 2^20 on.
+# Two bfloat16 as two float16 of SIXTEENTH of them: exact from 2^-13 on, and the largest there is from 2^20 on.
 _FLOAT16_PAIR = gl.constexpr("""
 {
     .reg .b32 f, part, low, high;
@@ -56,12 +57,15 @@ def sixteenths(words):  # type: ignore[no-untyped-def]
 
 @jit
 def stored(value, dtype: gl.constexpr):  # type: ignore[no-untyped-def]
-    """value float32 as a kernel leaves it to a product: in the model's dtype, or a sixteenth of it in float16."""
+    """value float32 as a kernel leaves it to a product: in the model's dtype, or a sixteenth of it in float16.
+
+    A million is then the largest, for infinity too; NaN stays. What the residual holds of either the last norm sees.
+    """
     if dtype == gl.float16:
         return gl.inline_asm_elementwise(
             "cvt.rn.satfinite.f16.f32 $0, $1;",
             "=h,f",
-            [value * 0.0625],
+            [value * SIXTEENTH],
             dtype=gl.float16,
             is_pure=True,
             pack=1,

@@ -146,7 +146,7 @@ def multiply_rows(
     adds_to: Stream | None = None,
     gain: Tensor | None = None,
 ) -> None:
-    """out [M, N] = x W^T: x [M, K].
+    """out [M, N] = x W^T: x [M, K], for narrow tiles of float8 weights SIXTEENTH of it in float16 where it is float16.
 
     norm_of: x is its `scaled`, and rows are divided by their rms, from num_squares partial sums each.
     gated: W [2N, K], silu(first half) * second. adds_to: the result is added to its residual, and what the next norm

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal_engine.kernels.triton_fused_launch import launch_options, trigger, wait
-from shoal_engine.kernels.triton_fused_operands import NormInput, Stream
+from shoal_engine.kernels.triton_fused_operands import SIXTEENTH, NormInput, Stream
 from shoal_engine.kernels.triton_jit import jit, jit_once
 
 
@@ -24,8 +24,8 @@ def _embed_kernel(  # type: ignore[no-untyped-def]
     value = value.to(tl.float32)
     gains = tl.load(gain + columns, mask=inside, other=0.0).to(tl.float32)
     product = value * gains
-    if scaled.dtype.element_ty == tl.float16:  # a sixteenth: see fused_space.py
-        product = tl.clamp(product * 0.0625, -65504.0, 65504.0)
+    if scaled.dtype.element_ty == tl.float16:  # its largest number in place of larger ones
+        product = tl.clamp(product * SIXTEENTH, -65504.0, 65504.0)
     tl.store(scaled + at, product.to(scaled.dtype.element_ty), mask=inside)
     tile = tl.arange(0, tile_block)
     tl.store(

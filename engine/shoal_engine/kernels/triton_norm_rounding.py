@@ -1,6 +1,7 @@
 """RMS norm after its residual addition, rounded to float8 for the product that reads it: one pass over memory.
 
-What `triton_norm.rms_norm` and then `triton_quantise` compute, to the bit but for the order of a row's sum of squares.
+What `triton_norm.rms_norm` and then `triton_quantise` compute, to the bit but for the order of a row's sum of squares. The
+factors that a product left are applied in float32, without the rounding that `triton_quantise.rescale` does in between.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from shoal_engine.kernels import triton_norm
-from shoal_engine.kernels.triton_jit import jit
+from shoal_engine.kernels.triton_jit import jit, jit_once
 from shoal_engine.kernels.triton_quantise import float8, scale_of
 from shoal_engine.quantization.fp8 import BLOCK
 
@@ -19,12 +20,8 @@ _BLOCK = tl.constexpr(BLOCK)
 
 
 @jit
-def _add_and_widen(x, row_scale, column_scale, residual, row, columns, inside, width, scaled: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The residual with x added, as it is stored, in float32."""
-    at = row * width + columns
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    if scaled:
-        value *= tl.load(row_scale + row) * tl.load(column_scale + columns, mask=inside, other=0.0)
+def _add(value, residual, at, inside):  # type: ignore[no-untyped-def]
+    """value float32 added to the residual, as it is stored, in float32."""
     value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     # The norm sees the sum as later layers will read it: rounded to the residual's dtype.
     rounded = value.to(residual.dtype.element_ty)
@@ -54,28 +51,30 @@ def _norm_rows(  # type: ignore[no-untyped-def]
     scaled: tl.constexpr,
 ):
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, block)
-    inside = columns < width
-    value = _add_and_widen(x, row_scale, column_scale, residual, row, columns, inside, width, scaled)
+    inside, at = columns < width, row * width + columns
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if scaled:
+        value *= tl.load(row_scale + row) * tl.load(column_scale + columns, mask=inside, other=0.0)
+    value = _add(value, residual, at, inside)
     value = _normed(value, tl.sum(value * value, 0), gain, columns, inside, width, eps, residual)
     scale = scale_of(value, 0)
-    tl.store(values + row * width + columns, float8(value, scale, values), mask=inside)
+    tl.store(values + at, float8(value, scale, values), mask=inside)
     tl.store(scales + row, scale)
 
 
-@jit
+@jit_once("padded_rows")
 def _norm_groups(  # type: ignore[no-untyped-def]
-    x, row_scale, column_scale, residual, gain, values, scales, width, eps, padded_rows,
-    groups: tl.constexpr, scaled: tl.constexpr,
-):  # fmt: skip
+    x, residual, gain, values, scales, width, eps, padded_rows, groups: tl.constexpr
+):
     """scales [width / 128, padded_rows]."""
     row, group = tl.program_id(0).to(tl.int64), tl.arange(0, groups)
     columns = group[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
-    inside = columns < width
-    value = _add_and_widen(x, row_scale, column_scale, residual, row, columns, inside, width, scaled)
+    inside, at = columns < width, row * width + columns
+    value = _add(tl.load(x + at, mask=inside, other=0.0).to(tl.float32), residual, at, inside)
     squares = tl.sum(tl.sum(value * value, 1), 0)
     value = _normed(value, squares, gain, columns, inside, width, eps, residual)
     scale = scale_of(value, 1)
-    tl.store(values + row * width + columns, float8(value, scale[:, None], values), mask=inside)
+    tl.store(values + at, float8(value, scale[:, None], values), mask=inside)
     tl.store(scales + group.to(tl.int64) * padded_rows + row, scale, mask=group * _BLOCK < width)
 
 
@@ -86,7 +85,7 @@ def norm_rows(
 
     factors: float32 [T, 1] and [H], which x still wants. Raises ValueError for operands that do not fit one another.
     """
-    x, (rows, width) = _checked(x, residual), x.shape
+    x, (rows, width) = _checked(x, residual, weight), x.shape
     values = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
@@ -98,28 +97,28 @@ def norm_rows(
     return values, scales
 
 
-def norm_groups(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, factors: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def norm_groups(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `norm_rows` -> `quantise_groups`."""
-    x, (rows, width) = _checked(x, residual), x.shape
+    x, (rows, width) = _checked(x, residual, weight), x.shape
     padded = -(-rows // 4) * 4
     values = torch.empty((padded, width), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((width // BLOCK, padded), dtype=torch.float32, device=x.device)
     groups = triton.next_power_of_2(width // BLOCK)
     if rows > 0:
         _norm_groups[(rows,)](
-            x, *(factors or (x, x)), residual, weight, values, scales, width, eps, padded, groups=groups,
-            scaled=factors is not None, num_warps=triton_norm.warps_of(groups * BLOCK),
+            x, residual, weight, values, scales, width, eps, padded, groups=groups,
+            num_warps=triton_norm.warps_of(groups * BLOCK),
         )  # fmt: skip
     return values, scales.t()
 
 
-def _checked(x: Tensor, residual: Tensor) -> Tensor:
+def _checked(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
     if x.shape[-1] > triton_norm.MAX_WIDTH:
         raise ValueError(
             f"a row of {x.shape[-1]} elements does not fit one program, at most {triton_norm.MAX_WIDTH}"
         )
     if residual.shape != x.shape or not residual.is_contiguous():
         raise ValueError("the residual must be contiguous and of the shape of x")
+    if weight.shape != x.shape[-1:] or not weight.is_contiguous():
+        raise ValueError(f"expected a contiguous gain of {x.shape[-1]}, got {list(weight.shape)}")
     return x.contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shoal_engine.kernels.gpu import on_gpu
-from shoal_engine.kernels.triton_jit import jit
+from shoal_engine.kernels.triton_jit import jit, jit_once
 from shoal_engine.quantization.fp8 import BLOCK, LARGEST, SMALLEST_PEAK
 
 MAX_WIDTH = 65536  # a program holds a row
@@ -113,7 +113,7 @@ def _silu_mul_rows(gate_up, values, scales, k, block: tl.constexpr):  # type: ig
     tl.store(scales + row, scale)
 
 
-@jit
+@jit_once("padded_rows")
 def _quantise_groups(x, values, scales, k, padded_rows, groups: tl.constexpr):  # type: ignore[no-untyped-def]
     """scales [K / 128, padded_rows]."""
     row = tl.program_id(0).to(tl.int64)

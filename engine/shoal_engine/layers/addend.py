@@ -6,25 +6,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+Factors = tuple[Tensor, Tensor]  # of rows [M, 1] and of columns [N], float32
+
 
 @dataclass(frozen=True, slots=True)
 class Unscaled:
-    """values [M, N] times row_scale [M, 1] and column_scale [N], both float32: a float8 product as cuBLASLt leaves it."""
+    """values [M, N], in the model's dtype, that still want their factors: a float8 product as cuBLASLt leaves it."""
 
     values: Tensor
-    row_scale: Tensor
-    column_scale: Tensor
-
-    @property
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.row_scale, self.column_scale
+    factors: Factors
 
 
 Addend = Tensor | Unscaled
 
 
 def numbers_of(addend: Addend) -> Tensor:
-    """Its factors applied, in place."""
+    """With its factors applied, in place: once."""
     if isinstance(addend, Tensor):
         return addend
     from shoal_engine.kernels.triton_quantise import rescale  # a CPU does without Triton
@@ -32,6 +29,6 @@ def numbers_of(addend: Addend) -> Tensor:
     return rescale(addend.values, *addend.factors)
 
 
-def split(addend: Addend) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+def with_factors(addend: Addend) -> tuple[Tensor, Factors | None]:
     """The numbers as they are, and the factors that they still want."""
     return (addend, None) if isinstance(addend, Tensor) else (addend.values, addend.factors)

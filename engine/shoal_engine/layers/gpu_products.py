@@ -22,7 +22,7 @@ from shoal_engine.kernels.triton_quantise import (
     rescale,
     silu_mul_rows,
 )
-from shoal_engine.layers.addend import Addend, Unscaled, split
+from shoal_engine.layers.addend import Addend, Unscaled, numbers_of, with_factors
 from shoal_engine.layers.norm import RMSNorm
 from shoal_engine.quantization.fp8 import BLOCK, Fp8Weight
 
@@ -68,7 +68,7 @@ class Fp8Product:
 
     def after_norm(self, x: Addend, residual: Tensor, norm: RMSNorm) -> Tensor:
         """See `JoinedProduct`: many rows are rounded as they are normalised."""
-        numbers, factors = split(x)
+        numbers, factors = with_factors(x)
         choice = self._rounding(numbers.shape[0])
         if choice is None or not launches(numbers):
             return self(norm.add(x, residual))
@@ -89,7 +89,7 @@ class Fp8Product:
     def _addend(self, values: Tensor, scales: Tensor, dtype: torch.dtype, by: Fp8Choice) -> Addend:
         """The next norm reads the product anyway, and applies its factors then."""
         if by.way is Fp8Way.TENSOR and self.bias is None:
-            return Unscaled(self._by_torch(values, self._one, self._one, dtype), scales, self.scale)
+            return Unscaled(self._by_torch(values, self._one, self._one, dtype), (scales, self.scale))
         return self.multiply_rounded(values, scales, dtype, by)
 
     def _rounding(self, rows: int) -> Fp8Choice | None:
@@ -141,10 +141,10 @@ class BlockFp8Product:
 
     def after_norm(self, x: Addend, residual: Tensor, norm: RMSNorm) -> Tensor:
         """See `JoinedProduct`: many rows are rounded as they are normalised."""
-        numbers, factors = split(x)
+        numbers = numbers_of(x)
         if not self._rounds(numbers) or not launches(numbers):
-            return self(norm.add(x, residual))
-        values, scales = norm_groups(numbers, residual, norm.weight, norm.eps, factors)
+            return self(norm.add(numbers, residual))
+        values, scales = norm_groups(numbers, residual, norm.weight, norm.eps)
         return self.multiply_rounded(values, scales, numbers.dtype)[: numbers.shape[0]]
 
     def gated(self, gate_up: Tensor) -> Addend:

@@ -70,7 +70,9 @@ def test_no_rows() -> None:
     assert norm_rows(empty, empty, torch.ones(128), EPS)[0].shape == (0, 128)
 
 
-def test_a_residual_of_another_shape_is_refused() -> None:
+def test_operands_of_other_shapes_are_refused() -> None:
     x, residual, weight = operands(3, 64)
     with pytest.raises(ValueError, match="the residual must be contiguous"):
         norm_rows(x, residual[:2], weight, EPS)
+    with pytest.raises(ValueError, match="a contiguous gain of 64"):
+        norm_rows(x, residual, weight[:32], EPS)
