@@ -60,6 +60,7 @@ images:  ## Build the images of engine, router and operator and load them into t
 	@bash e2e/cluster/images.sh
 
 e2e: setup  ## Every scenario on that cluster, or on the one of KUBECONFIG (half an hour on two cores; SCENARIOS="e2e/zero" for some; see e2e/README.md)
+	@test -n "$$K8S" || bash e2e/cluster/build.sh  # here: on a bare machine it takes longer than a test may
 	$(RUN)python -m pytest $(or $(SCENARIOS),e2e) -v -s
 
 cluster-down:  ## End it and give the machine back
