@@ -111,8 +111,9 @@ def product_tile(n: int, k: int, rows: int, narrow: bool, float8: bool = False) 
     if narrow and tuned:
         return NarrowTile(*tuned)  # type: ignore[arg-type]
     most = (_NARROW_FLOAT8 if float8 else _NARROW_WEIGHTS).get(row_block(rows), 0)
-    if narrow and k % (2 * _NARROW_K if float8 else _NARROW_K) == 0 and n * k <= most:
-        return _narrow_float8(n, k, rows) if float8 else _narrow(k)
+    chunks, rest = divmod(k, 2 * _NARROW_K if float8 else _NARROW_K)
+    if narrow and rest == 0 and n * k <= most:
+        return _narrow_float8(n, chunks, rows) if float8 else _narrow(chunks, _NARROW_HEAD)
     block_k = 256 if k <= 4096 and n * k <= 2**23 else 128
     tiles, parts = -(-n // 64), 1
     while tiles * parts < _PROGRAMS // 2 and k // (block_k * parts * 2) >= 1:
@@ -120,18 +121,17 @@ def product_tile(n: int, k: int, rows: int, narrow: bool, float8: bool = False) 
     return ProductTile(64, block_k, parts, 1, 4, 4 if block_k == 128 else 2, 1, False)
 
 
-def _narrow(k: int) -> NarrowTile:
-    chunks = k // _NARROW_K
-    return NarrowTile(head=chunks if chunks <= _NARROW_HEAD else 2)
+def _narrow(chunks: int, most: int) -> NarrowTile:
+    """chunks: of K, for each warp; most: that are in flight together."""
+    return NarrowTile(head=chunks if chunks <= most else 2)
 
 
-def _narrow_float8(n: int, k: int, rows: int) -> NarrowTile:
+def _narrow_float8(n: int, chunks: int, rows: int) -> NarrowTile:
     """More than 8 rows of x are as many bytes as the weights of several tiles: higher tiles, where enough are left."""
     if rows > 8 and n >= 32 * _PROGRAMS // 4:
         # 16 warps have no registers for 32 rows.
         return NarrowTile(32, 16 if rows <= 16 and n <= 32 * _PROGRAMS // 2 else 8, 1)
-    chunks = k // (2 * _NARROW_K)
-    return NarrowTile(head=chunks if chunks <= _NARROW_FLOAT8_HEAD else 2)
+    return _narrow(chunks, _NARROW_FLOAT8_HEAD)
 
 
 def row_block(rows: int) -> int:

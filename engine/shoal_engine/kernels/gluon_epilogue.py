@@ -16,9 +16,8 @@ def constants_of(scale, bias, gain, rows, n, scaled: gl.constexpr, biased: gl.co
     scales = gl.zeros_like(row).to(gl.float32)
     biases, gains = scales, scales
     if scaled:
-        scales = gl.load(scale + row) * (
-            1 / SIXTEENTH
-        )  # so much of x is what float8 weights are multiplied by
+        # Only float8 weights have scales, and those are multiplied by SIXTEENTH of x.
+        scales = gl.load(scale + row) * (1 / SIXTEENTH)
     if biased:
         biases = gl.load(bias + row).to(gl.float32)
     if adds:

@@ -89,15 +89,8 @@ def _second_operand(words, stored: gl.constexpr, compute: gl.constexpr, layout: 
 
 @jit
 def _multiply_add(  # type: ignore[no-untyped-def]
-    w,
-    v,
-    accs,
-    turn: gl.constexpr,
-    packed: gl.constexpr,
-    stored: gl.constexpr,
-    width: gl.constexpr,
-    mma: gl.constexpr,
-):
+    w, v, accs, turn: gl.constexpr, packed: gl.constexpr, stored: gl.constexpr, width: gl.constexpr, mma: gl.constexpr
+):  # fmt: skip
     """To one of the accumulators, by turns: a chain of one would wait for each product."""
     chains: gl.constexpr = len(accs)
     compute: gl.constexpr = gl.float16 if packed == 4 else gl.bfloat16

@@ -18,6 +18,24 @@ SILU_BLOCK = 1024
 
 
 @jit
+def added(value, residual, at, inside):  # type: ignore[no-untyped-def]
+    """value float32 added to the residual, which is stored; the sum in float32."""
+    value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    # The norm sees the sum as later layers will read it: rounded to the residual's dtype.
+    rounded = value.to(residual.dtype.element_ty)
+    tl.store(residual + at, rounded, mask=inside)
+    return rounded.to(tl.float32)
+
+
+@jit
+def normed(value, squares, weight, columns, inside, width, eps):  # type: ignore[no-untyped-def]
+    """value float32 of a row over its rms, by the sum of its squares, times the norm's weight."""
+    scale = tl.math.rsqrt(squares / width + eps)
+    gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    return value * scale * gain
+
+
+@jit
 def _rms_norm_kernel(
     x: tl.tensor,
     residual: tl.tensor,
@@ -33,14 +51,9 @@ def _rms_norm_kernel(
     at = tl.program_id(0).to(tl.int64) * width + columns
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if has_residual:
-        value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        # The norm sees the sum as later layers will read it: rounded to the residual's dtype.
-        rounded = value.to(residual.dtype.element_ty)
-        tl.store(residual + at, rounded, mask=inside)
-        value = rounded.to(tl.float32)
-    scale = tl.math.rsqrt(tl.sum(value * value, axis=0) / width + eps)
-    gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, (value * scale * gain).to(out.dtype.element_ty), mask=inside)
+        value = added(value, residual, at, inside)
+    value = normed(value, tl.sum(value * value, axis=0), weight, columns, inside, width, eps)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 @jit

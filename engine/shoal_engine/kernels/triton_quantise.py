@@ -138,13 +138,25 @@ def _rescale(y, row_scale, column_scale, bias, n, biased: tl.constexpr, block: t
     tl.store(y + row * n + columns, value.to(y.dtype.element_ty), mask=inside)
 
 
+def empty_rows(m: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """values [M, K] float8_e4m3fn and scales [M, 1] float32."""
+    values = torch.empty((m, k), dtype=torch.float8_e4m3fn, device=device)
+    return values, torch.empty((m, 1), dtype=torch.float32, device=device)
+
+
+def empty_groups(m: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """values [P, K] float8_e4m3fn and scales [K / 128, P] float32, for P of M rounded up to 4."""
+    padded = -(-m // 4) * 4
+    values = torch.empty((padded, k), dtype=torch.float8_e4m3fn, device=device)
+    return values, torch.empty((k // BLOCK, padded), dtype=torch.float32, device=device)
+
+
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, K] -> float8_e4m3fn [M, K] and scale [M, 1] float32, with x about values * scale."""
     if not launches(x):
         return quantise_rows_reference(x)
     x, (m, k) = x.contiguous(), x.shape
-    values = torch.empty((m, k), dtype=torch.float8_e4m3fn, device=x.device)
-    scales = torch.empty((m, 1), dtype=torch.float32, device=x.device)
+    values, scales = empty_rows(m, k, x.device)
     block = triton.next_power_of_2(k)
     if m > 0:
         _quantise_rows[(m,)](x, values, scales, k, block=block, num_warps=_warps(block))
@@ -158,8 +170,7 @@ def silu_mul_rows(gate_up: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = gate_up.float().chunk(2, 1)
         return quantise_rows_reference((functional.silu(gate) * up).to(gate_up.dtype))
     gate_up = gate_up.contiguous()
-    values = torch.empty((m, k), dtype=torch.float8_e4m3fn, device=gate_up.device)
-    scales = torch.empty((m, 1), dtype=torch.float32, device=gate_up.device)
+    values, scales = empty_rows(m, k, gate_up.device)
     block = triton.next_power_of_2(k)
     if m > 0:
         _silu_mul_rows[(m,)](gate_up, values, scales, k, block=block, num_warps=_warps(block))
@@ -174,12 +185,12 @@ def quantise_groups(x: Tensor) -> tuple[Tensor, Tensor]:
     if not launches(x):
         return quantise_groups_reference(x)
     x, (m, k) = x.contiguous(), x.shape
-    padded = -(-m // 4) * 4
-    values = torch.empty((padded, k), dtype=torch.float8_e4m3fn, device=x.device)
-    scales = torch.empty((k // BLOCK, padded), dtype=torch.float32, device=x.device)
+    values, scales = empty_groups(m, k, x.device)
     groups = triton.next_power_of_2(k // BLOCK)
     if m > 0:
-        _quantise_groups[(m,)](x, values, scales, k, padded, groups=groups, num_warps=_warps(groups * BLOCK))
+        _quantise_groups[(m,)](
+            x, values, scales, k, len(values), groups=groups, num_warps=_warps(groups * BLOCK)
+        )
     return values, scales.t()
 
 
